@@ -1,0 +1,2363 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.8"
+# dependencies = []
+# ///
+"""Migrate the SQLite database of Fractal Goals in one safe run.
+
+What changes: every one of the eight tables of the app gets `root_id` (the goal
+at the top of the row's tree, filled for old rows, kept right by triggers),
+`deleted_at`, `updated_at` and whatever column this database lacks; constraints
+that hold (foreign keys, named CHECKs, unique names among live rows); indexes.
+Tables are recreated from their own text, so that what else they hold survives.
+
+What is guaranteed: one transaction, so the outcome is the old database or the
+new one, whole; a checked backup first; every old value proven equal before the
+old table goes; verification before COMMIT; nothing at all under --dry-run.
+
+    python migrate_database_improvements.py --dry-run goals.db   rehearse
+    python migrate_database_improvements.py goals.db             migrate
+    python migrate_database_improvements.py --verify goals.db    check, any time
+    python migrate_database_improvements.py goals.db --restore goals.db.backup-...
+
+Needs Python 3.8 and SQLite 3.28 or newer, nothing else. Exit status: 0 done or
+nothing to do; 1 failed and rolled back, or --verify found a fault; 2 wrong usage
+or no such database; 3 the data needs a decision; 4 locked; 130, 143 interrupted.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+VERSION = "1.0.0 (2026-11-22)"
+OLDEST_SQLITE = (3, 28, 0)
+
+# --------------------------------------------------------------------------
+# 1. The target, as data (DESIGN.md section 4). Add a column, an index or a
+#    check here, on one line; the phases below only walk over these tables.
+# --------------------------------------------------------------------------
+
+ROOT_ID = "NOT NULL ON CONFLICT REPLACE DEFAULT '' REFERENCES goals(id) ON DELETE CASCADE"
+NOW = "DATETIME DEFAULT CURRENT_TIMESTAMP"
+
+# table -> column -> declaration. Parents come before children: the order of the
+# rebuild, and, as SQLite runs the cascades of the newest table first, the order
+# that deletes metric_values before the split_definitions they RESTRICT.
+TABLES: Dict[str, Dict[str, str]] = {
+    "goals": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "type": "VARCHAR NOT NULL", "name": "VARCHAR NOT NULL",
+        "description": "VARCHAR", "deadline": "DATETIME", "completed": "BOOLEAN DEFAULT 0",
+        "created_at": NOW, "updated_at": NOW, "parent_id": "VARCHAR REFERENCES goals(id)",
+        "root_id": "VARCHAR " + ROOT_ID, "duration_minutes": "INTEGER", "session_start": "DATETIME",
+        "session_end": "DATETIME", "total_duration_seconds": "INTEGER", "template_id": "VARCHAR",
+        "attributes": "TEXT", "session_data": "TEXT", "targets": "TEXT",
+        "deleted_at": "DATETIME", "sort_order": "INTEGER DEFAULT 0",
+    },
+    "activity_groups": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL",
+        "description": "VARCHAR", "created_at": NOW, "sort_order": "INTEGER DEFAULT 0",
+        "deleted_at": "DATETIME", "updated_at": NOW,
+    },
+    "activity_definitions": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL",
+        "description": "VARCHAR", "created_at": NOW, "has_sets": "BOOLEAN DEFAULT 0",
+        "has_metrics": "BOOLEAN DEFAULT 1", "metrics_multiplicative": "BOOLEAN DEFAULT 0",
+        "has_splits": "BOOLEAN DEFAULT 0", "group_id": "VARCHAR REFERENCES activity_groups(id)",
+        "deleted_at": "DATETIME", "updated_at": NOW,
+    },
+    "metric_definitions": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY",
+        "activity_id": "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE",
+        "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL", "unit": "VARCHAR", "created_at": NOW,
+        "deleted_at": "DATETIME", "is_active": "BOOLEAN DEFAULT 1", "is_top_set_metric": "BOOLEAN DEFAULT 0",
+        "is_multiplicative": "BOOLEAN DEFAULT 1", "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
+    },
+    "split_definitions": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY",
+        "activity_id": "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE",
+        "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL", "order": "INTEGER", "created_at": NOW,
+        "deleted_at": "DATETIME", "updated_at": NOW,
+    },
+    "session_templates": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL",
+        "description": "VARCHAR", "created_at": NOW, "template_data": "TEXT",
+        "deleted_at": "DATETIME", "updated_at": NOW,
+    },
+    "activity_instances": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "practice_session_id": "VARCHAR REFERENCES goals(id)",
+        "activity_definition_id": "VARCHAR REFERENCES activity_definitions(id)",
+        "root_id": "VARCHAR " + ROOT_ID, "created_at": NOW, "time_start": "DATETIME", "time_stop": "DATETIME",
+        "duration_seconds": "INTEGER", "completed": "BOOLEAN DEFAULT 0", "notes": "TEXT", "data": "TEXT",
+        "deleted_at": "DATETIME", "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
+    },
+    "metric_values": {
+        "id": "VARCHAR NOT NULL PRIMARY KEY",
+        "activity_instance_id": "VARCHAR REFERENCES activity_instances(id)",
+        "metric_definition_id": "VARCHAR REFERENCES metric_definitions(id)",
+        "split_definition_id": "VARCHAR REFERENCES split_definitions(id) ON DELETE RESTRICT",
+        "root_id": "VARCHAR " + ROOT_ID, "value": "FLOAT", "created_at": NOW, "updated_at": NOW,
+    },
+}
+# References that an existing column must have as well, not only a new one.
+MUST_REFERENCE = {("activity_definitions", "group_id"): False, ("metric_values", "split_definition_id"): True}
+
+# table -> (its column, the parent table whose row gives the root), the first that
+# exists wins; goals have rules of their own (derive_goals); no entry: as stored.
+ROOT_SOURCES: Dict[str, List[Tuple[str, str]]] = {
+    "metric_definitions": [("activity_id", "activity_definitions")],
+    "split_definitions": [("activity_id", "activity_definitions")],
+    "activity_instances": [("practice_session_id", "goals"), ("session_id", "sessions"),
+                           ("activity_definition_id", "activity_definitions")],
+    "metric_values": [("activity_instance_id", "activity_instances"),
+                      ("metric_definition_id", "metric_definitions")],
+}
+SESSION = "PracticeSession"
+
+# name -> table, expression, columns. julianday() and date() compare points in
+# time, whatever the notation (https://sqlite.org/lang_datefunc.html).
+CHECKS: Dict[str, Tuple[str, str, Sequence[str]]] = {
+    "chk_goals_deadline_after_creation":
+        ("goals", "date(deadline) >= date(created_at)", ("deadline", "created_at")),
+    "chk_goals_session_time_order":
+        ("goals", "julianday(session_end) >= julianday(session_start)", ("session_start", "session_end")),
+    "chk_goals_duration_non_negative":
+        ("goals", "total_duration_seconds >= 0", ("total_duration_seconds",)),
+    "chk_activity_instances_time_order":
+        ("activity_instances", "julianday(time_stop) >= julianday(time_start)", ("time_start", "time_stop")),
+    "chk_activity_instances_duration_non_negative":
+        ("activity_instances", "duration_seconds >= 0", ("duration_seconds",)),
+    "chk_metric_values_non_negative":
+        ("metric_values", "value >= 0", ("value",)),
+}
+
+# name -> table, columns that name a live row
+UNIQUE_NAMES: Dict[str, Tuple[str, Tuple[str, str]]] = {
+    "uq_activity_groups_root_name": ("activity_groups", ("root_id", "name")),
+    "uq_activity_definitions_root_name": ("activity_definitions", ("root_id", "name")),
+    "uq_session_templates_root_name": ("session_templates", ("root_id", "name")),
+    "uq_metric_definitions_activity_name": ("metric_definitions", ("activity_id", "name")),
+    "uq_split_definitions_activity_name": ("split_definitions", ("activity_id", "name")),
+}
+
+# name -> what follows ON
+INDEXES: Dict[str, str] = {
+    "idx_goals_parent_id": "goals (parent_id)",
+    "idx_goals_root_id": "goals (root_id)",
+    "idx_goals_type": "goals (type)",
+    "idx_goals_created_at": "goals (created_at)",
+    "idx_activity_instances_session": "activity_instances (practice_session_id)",
+    "idx_activity_instances_definition": "activity_instances (activity_definition_id)",
+    "idx_activity_instances_root": "activity_instances (root_id)",
+    "idx_metric_values_instance": "metric_values (activity_instance_id)",
+    "idx_metric_values_definition": "metric_values (metric_definition_id)",
+    "idx_metric_values_root": "metric_values (root_id)",
+    "idx_metric_values_split": "metric_values (split_definition_id)",
+    "idx_metric_definitions_activity": "metric_definitions (activity_id)",
+    "idx_metric_definitions_root": "metric_definitions (root_id)",
+    "idx_split_definitions_activity": "split_definitions (activity_id)",
+    "idx_split_definitions_root": "split_definitions (root_id)",
+    "idx_activity_definitions_group": "activity_definitions (group_id)",
+    "idx_activity_definitions_root": "activity_definitions (root_id)",
+    "idx_activity_groups_root": "activity_groups (root_id)",
+    "idx_session_templates_root": "session_templates (root_id)",
+    "idx_activity_instances_root_date": "activity_instances (root_id, created_at DESC)",
+    "idx_metric_values_root_metric": "metric_values (root_id, metric_definition_id)",
+    "idx_activity_instances_session_created": "activity_instances (practice_session_id, created_at)",
+    "idx_goals_parent_type": "goals (parent_id, type)",
+    "idx_goals_root_type": "goals (root_id, type)",
+    "idx_metric_definitions_active": "metric_definitions (activity_id) WHERE is_active = 1",
+    "idx_goals_completed": "goals (root_id, type) WHERE completed = 1",
+    "idx_goals_practice_sessions": "goals (root_id, created_at) WHERE type = 'PracticeSession'",
+}
+
+# The fractal-scoped queries of the README; each must be answerable by its index.
+SCOPED_QUERIES = {
+    "all activity instances of a fractal":
+        "SELECT * FROM activity_instances INDEXED BY idx_activity_instances_root WHERE root_id = ''",
+    "all values of a fractal": "SELECT * FROM metric_values INDEXED BY idx_metric_values_root WHERE root_id = ''",
+    "sum of a metric by fractal":
+        "SELECT sum(value) FROM metric_values INDEXED BY idx_metric_values_root_metric "
+        "WHERE root_id = '' AND metric_definition_id = ''",
+    "sessions of a fractal in date order":
+        "SELECT * FROM goals INDEXED BY idx_goals_practice_sessions "
+        "WHERE root_id = '' AND type = 'PracticeSession' ORDER BY created_at",
+    "children of a goal": "SELECT * FROM goals INDEXED BY idx_goals_parent_id WHERE parent_id = ''",
+}
+
+# References whose row may be gone: reported, never altered (table, column, parent).
+REFERENCES = [
+    ("goals", "parent_id", "goals"), ("activity_definitions", "group_id", "activity_groups"),
+    ("metric_values", "split_definition_id", "split_definitions"),
+] + [(child, column, parent) for child, links in ROOT_SOURCES.items() for column, parent in links]
+
+LOG_TABLE = """CREATE TABLE migration_log (
+    id INTEGER PRIMARY KEY,
+    run_at DATETIME NOT NULL,
+    script_version VARCHAR NOT NULL,
+    sqlite_version VARCHAR NOT NULL,
+    report TEXT NOT NULL
+)"""
+QUARANTINE_TABLE = """CREATE TABLE migration_quarantine (
+    "table" VARCHAR NOT NULL,
+    "rowid" INTEGER,
+    id,
+    reason VARCHAR NOT NULL,
+    row TEXT NOT NULL,
+    time DATETIME NOT NULL
+)"""
+PHASES = ["columns", "backfill", "constraints", "indexes"]
+PHASE_TITLES = ["Add columns", "Backfill root_id", "Recreate tables", "Create indexes", "Verify"]
+CONSTRAINTS = list(UNIQUE_NAMES) + list(CHECKS)
+STRICT_TYPES = {"VARCHAR": "TEXT", "DATETIME": "TEXT", "BOOLEAN": "INTEGER", "FLOAT": "REAL"}
+CHUNK_ROWS = 50_000
+CACHE_KIB = 64 * 1024
+
+
+class Stop(Exception):
+    """The run ends here: `status` is the exit status, the text one line for the operator."""
+
+    def __init__(self, message: str, status: int = 1, advice: str = "") -> None:
+        super().__init__(message)
+        self.status, self.advice = status, advice
+
+
+# --------------------------------------------------------------------------
+# 2. Reading and editing a schema
+# --------------------------------------------------------------------------
+
+def quote(name: str) -> str:
+    """A name as an SQL identifier, whatever characters it holds."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: Any) -> str:
+    """A value as an SQL literal, so that --sql can replay what was run."""
+    if value is None or isinstance(value, (int, float)):
+        return "NULL" if value is None else "9e999" if value == float("inf") else repr(value)
+    if isinstance(value, bytes):
+        return "x'%s'" % value.hex()
+    if "\0" in value:
+        return "CAST(x'%s' AS TEXT)" % value.encode("utf-8", "surrogateescape").hex()
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+class Token(NamedTuple):
+    kind: str   # space, comment, string, quoted, word or op
+    text: str
+    start: int
+    end: int
+
+    @property
+    def word(self) -> str:
+        """The keyword this may be, in capitals; '' for a quoted name or a string."""
+        return self.text.upper() if self.kind in ("word", "op") else ""
+
+    @property
+    def name(self) -> str:
+        """The identifier this stands for (https://sqlite.org/lang_keywords.html)."""
+        if self.kind not in ("quoted", "string"):
+            return self.text
+        mark = self.text[-1]
+        return self.text[1:-1] if mark == "]" else self.text[1:-1].replace(mark * 2, mark)
+
+
+TOKEN = re.compile(r"""
+    (?P<space>\s+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
+  | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]) | (?P<word>[\w$]+) | (?P<op>.)
+    """, re.VERBOSE | re.DOTALL)
+
+
+def tokenize(sql: str) -> List[Token]:
+    """The significant tokens of `sql`: no white space, no comments."""
+    found = (Token(str(m.lastgroup), m.group(), m.start(), m.end()) for m in TOKEN.finditer(sql))
+    return [token for token in found if token.kind not in ("space", "comment")]
+
+
+def same_sql(one: Optional[str], other: Optional[str]) -> bool:
+    """Whether two statements differ only in white space, comments, case and quotes of names."""
+    def normal(sql: Optional[str]) -> List[str]:
+        return [t.text if t.kind == "string" else t.name.upper() for t in tokenize(sql or "")]
+    return normal(one) == normal(other)
+
+
+class Body(NamedTuple):
+    """A CREATE TABLE text taken apart: where its name ends, its items, its closing bracket."""
+    name_end: int
+    items: List[List[Token]]
+    close: int
+    options: List[str]
+
+
+TABLE_CONSTRAINT = {"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"}
+
+
+def parse_table(sql: str) -> Body:
+    """Take a stored CREATE TABLE text apart. Raises Stop where it has no such shape."""
+    tokens = tokenize(sql)
+    if [t.word for t in tokens[:2]] != ["CREATE", "TABLE"] or len(tokens) < 6 or tokens[3].text != "(":
+        raise Stop("its text is not that of a plain table")
+    items: List[List[Token]] = [[]]
+    depth = 0
+    for position, token in enumerate(tokens[3:], 3):
+        depth += {"(": 1, ")": -1}.get(token.text, 0)
+        if depth == 0:
+            rest = [t.word for t in tokens[position + 1:]]
+            if not all(items):
+                raise Stop("its text has an empty column definition")
+            return Body(tokens[2].end, items, token.start, rest)
+        if depth == 1 and token.text == ",":
+            items.append([])
+        elif position > 3:
+            items[-1].append(token)
+    raise Stop("the brackets of its text don't match")
+
+
+CLAUSES = {"CONSTRAINT", "PRIMARY", "NOT", "NULL", "UNIQUE", "CHECK", "DEFAULT", "COLLATE",
+           "REFERENCES", "GENERATED", "AS"}
+
+
+def split_clauses(tokens: List[Token]) -> List[List[Token]]:
+    """A column definition as [name and type], then one list a constraint of the column."""
+    parts: List[List[Token]] = [[tokens[0]]]
+    depth = 0
+    previous = ""
+    for token, following in zip(tokens[1:], tokens[2:] + tokens[:1]):
+        inside = (previous in ("SET", "CONSTRAINT", "COLLATE", "REFERENCES")
+                  or (token.word == "NULL" and previous in ("NOT", "DEFAULT"))
+                  or (token.word == "NOT" and following.word == "DEFERRABLE")
+                  or (parts[-1][0].word == "CONSTRAINT" and len(parts[-1]) == 2))
+        if depth == 0 and token.word in CLAUSES and not inside:
+            parts.append([])
+        parts[-1].append(token)
+        depth += {"(": 1, ")": -1}.get(token.text, 0)
+        previous = token.word
+    return parts
+
+
+def clause_kind(clause: List[Token]) -> str:
+    """The keyword that says what a column constraint is, past a CONSTRAINT name."""
+    words = [token.word for token in clause]
+    return words[2] if words[0] == "CONSTRAINT" and len(words) > 2 else words[0]
+
+
+class Column(NamedTuple):
+    name: str
+    type: str
+    generated: bool
+
+
+class Table(NamedTuple):
+    """One of the eight tables, as it is in this database."""
+    name: str                   # as the database spells it
+    sql: str
+    columns: Dict[str, Column]  # by lower-case name
+    key: str                    # SQL for the row's key: a name of the rowid, or "id" WITHOUT ROWID
+    rowid: bool
+    strict: bool
+
+    def has(self, *columns: str) -> bool:
+        return all(column.lower() in self.columns for column in columns)
+
+    def text(self, alias: str, column: str) -> str:
+        """SQL for a column as VARCHAR would hold it: '7' for the number 7 in a STRING column."""
+        name = "%s.%s" % (alias, quote(column))
+        if not self.has(column):
+            return "NULL"
+        kind = self.columns[column.lower()].type.upper()
+        return name if any(word in kind for word in ("CHAR", "TEXT", "CLOB")) and "INT" not in kind else as_text(name)
+
+
+def as_text(name: str) -> str:
+    """SQL that turns a number into text that reads back as the same number, and nothing else.
+
+    CAST keeps 15 digits of a REAL (https://sqlite.org/lang_expr.html#castexpr); where that
+    is too few, 17 always do.
+    """
+    return ("CASE typeof({0}) WHEN 'integer' THEN CAST({0} AS TEXT) WHEN 'real' THEN "
+            "CASE WHEN CAST(CAST({0} AS TEXT) AS REAL) = {0} THEN CAST({0} AS TEXT) "
+            "ELSE printf('%!.17g', {0}) END ELSE {0} END").format(name)
+
+
+def is_string(kind: str) -> bool:
+    """Whether a declared type is the STRING that DESIGN.md section 4 turns into VARCHAR."""
+    return re.fullmatch(r"\s*STRING\s*(\(.*\))?\s*", kind, re.IGNORECASE) is not None
+
+
+def read_table(db: "Database", name: str) -> Optional[Table]:
+    """Table `name` of the database, whatever its case; None if there is none."""
+    found = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'table' AND lower(name) = %s"
+                   % literal(name.lower()))
+    if not found:
+        return None
+    actual, sql = found[0]
+    columns = {row[1].lower(): Column(row[1], row[2], row[6] in (2, 3))
+               for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(actual)) if row[6] != 1}
+    options = set(parse_table(sql).options) if re.match(r"(?i)create\s+table\b", sql) else set()
+    rowid = "WITHOUT" not in options
+    free = [alias for alias in ("rowid", "_rowid_", "oid") if alias not in columns]
+    key = "".join(free[:1]) if rowid else quote("id")
+    return Table(actual, sql, columns, key, rowid, "STRICT" in options)
+
+
+def read_schema(db: "Database") -> Dict[str, Table]:
+    """The tables of the target that this database has, by their target names.
+
+    Raises Stop (status 2) for a database that is not ours, and (status 1) for a table
+    that could not be recreated without loss, saying which and why.
+    """
+    schema = {}
+    for name in list(TABLES) + ["sessions", "practice_session_goals"]:
+        try:
+            if name in TABLES and db.all("SELECT 1 FROM main.sqlite_master WHERE lower(name) = '%s' "
+                                         "AND type <> 'table'" % name):
+                raise Stop("it is something else than a table")
+            table = read_table(db, name)
+            if table:
+                schema[name] = table
+            if table and name in TABLES:
+                check_shape(db, table, name)
+        except Stop as stop:
+            raise Stop("table %s can't be migrated: %s" % (name, stop),
+                       advice="give it a shape that the README's section on limits allows") from None
+    goals = schema.get("goals")
+    if not goals or not goals.has("id", "type", "name", "parent_id"):
+        raise Stop("%s is no Fractal Goals database: it has no table goals with id, type, name, parent_id"
+                   % db.path, 2, "name the app's own database")
+    return schema
+
+
+def check_shape(db: "Database", table: Table, name: str) -> None:
+    """Raise Stop if the table is of a kind that a rebuild could not carry over whole."""
+    body = parse_table(table.sql)
+    listed = [item[0].name.lower() for item in body.items if item[0].word not in TABLE_CONSTRAINT]
+    if listed != list(table.columns):
+        raise Stop("its text and its columns disagree")
+    if "id" not in table.columns or (name in ROOT_SOURCES and not table.has(ROOT_SOURCES[name][-1][0])):
+        raise Stop("it lacks a column that says what its rows belong to")
+    unique = [row[1] for row in db.all("PRAGMA main.index_list(%s)" % quote(table.name)) if row[2] and not row[4]]
+    keys = [[row[2] for row in db.all("PRAGMA main.index_info(%s)" % quote(index))] for index in unique]
+    primary = [(row[1].lower(), row[2].upper()) for row in db.all("PRAGMA main.table_info(%s)" % quote(table.name))
+               if row[5]]
+    if primary != [("id", "INTEGER")] and not any([str(c).lower() for c in key] == ["id"] for key in keys):
+        raise Stop("its id is not unique (no PRIMARY KEY and no UNIQUE on it alone)")
+    if table.has("root_id") and table.columns["root_id"].generated:
+        raise Stop("its root_id is a generated column")
+    if not table.key:
+        raise Stop("columns hide every name of its rowid")
+
+
+def declaration(name: str, column: str, table: Table) -> str:
+    """What ALTER TABLE ADD COLUMN can say of a target column now; edit_table says the rest later.
+
+    ALTER refuses CURRENT_TIMESTAMP (https://sqlite.org/lang_altertable.html), so the place is
+    kept by an explicit DEFAULT NULL, which no tool writes by itself.
+    """
+    text = TABLES[name][column].replace("CURRENT_TIMESTAMP", "NULL").replace("NOT NULL PRIMARY KEY", "")
+    text = re.sub(r"NOT NULL(?! ON CONFLICT)", "", text)
+    first, _, rest = text.partition(" ")
+    return "%s %s %s" % (quote(column), STRICT_TYPES.get(first, first) if table.strict else first, rest)
+
+
+def edit_table(name: str, table: Table, skip: Sequence[str]) -> Optional[str]:
+    """The text of `table` after its name, brought to the target; None if it is there already.
+
+    Edits the text itself: what PRAGMAs don't tell (CHECKs, collations, comments, conflict
+    clauses) stays as it stands. Editing the result again changes nothing.
+    """
+    body = parse_table(table.sql)
+    edits: List[Tuple[int, int, str]] = []
+    keyed: List[str] = []
+    for item in body.items:
+        if item[0].word in TABLE_CONSTRAINT:
+            keyed += edit_table_keys(name, item, edits)
+    for item in body.items:
+        if item[0].word not in TABLE_CONSTRAINT:
+            edit_column(name, item, keyed, edits)
+    texts = [table.sql[item[0].start:item[-1].end] for item in body.items]
+    missing = ["CONSTRAINT %s CHECK (%s)" % (check, expression)
+               for check, (owner, expression, columns) in CHECKS.items()
+               if owner == name and check not in skip and table.has(*columns)
+               and not any(same_sql(text, "CONSTRAINT %s CHECK (%s)" % (check, expression)) for text in texts)]
+    if missing:
+        edits.append((body.close, body.close, "".join(",\n    " + text for text in missing) + "\n"))
+    sql = table.sql
+    for start, end, text in sorted(edits, reverse=True):
+        sql = sql[:start] + text + sql[end:]
+    return None if same_sql(sql, table.sql) else sql[body.name_end:]
+
+
+def edit_table_keys(name: str, item: List[Token], edits: List[Tuple[int, int, str]]) -> List[str]:
+    """Bring the FOREIGN KEYs of a table constraint to the target; the target columns they are for."""
+    words = [token.word or token.name.upper() for token in item]
+    found = []
+    for at in range(len(words) - 6):
+        column = words[at + 3].lower()
+        wanted = TABLES[name].get(column, "").partition(" REFERENCES ")[2]
+        forced = column == "root_id" or (name, column) in MUST_REFERENCE
+        if (words[at:at + 3] == ["FOREIGN", "KEY", "("] and words[at + 4] == ")" and forced
+                and words[at + 6] == wanted.partition("(")[0].upper()):
+            found.append(column)
+            if MUST_REFERENCE.get((name, column), True):
+                end = next((i for i in range(at + 7, len(words)) if words[i] in TABLE_CONSTRAINT), len(words))
+                edits.append((item[at + 5].start, item[end - 1].end, "REFERENCES " + wanted))
+    return found
+
+
+def edit_column(name: str, item: List[Token], keyed: List[str], edits: List[Tuple[int, int, str]]) -> None:
+    """Bring one column definition to the target: its type, its default, its reference."""
+    column = item[0].name.lower()
+    head, *clauses = split_clauses(item)
+    target = TABLES[name].get(column, "")
+    if len(head) > 1 and is_string(" ".join(token.name for token in head[1:])):
+        edits.append((head[1].start, head[1].end, "VARCHAR"))
+    reference = "REFERENCES " + target.partition(" REFERENCES ")[2]
+    present = [c for c in clauses if clause_kind(c) == "REFERENCES"
+               and clause_target(c) == reference[11:].partition("(")[0].upper()]
+    if column == "root_id":
+        plain = [c for c in clauses if clause_kind(c) in ("NOT", "NULL", "DEFAULT")]
+        wanted = ROOT_ID.partition(" REFERENCES")[0] if column in keyed else ROOT_ID
+        replace_clauses(head, plain + present, wanted, edits)
+    elif "CURRENT_TIMESTAMP" in target:
+        unset = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "NULL"]]
+        if unset:
+            replace_clauses(head, unset, "DEFAULT CURRENT_TIMESTAMP", edits)
+    elif (name, column) in MUST_REFERENCE and column not in keyed:
+        if not present or MUST_REFERENCE[(name, column)]:
+            replace_clauses(head, present, reference, edits)
+
+
+def clause_target(clause: List[Token]) -> str:
+    """The table that a REFERENCES clause names, in capitals."""
+    return next((after.name.upper() for token, after in zip(clause, clause[1:])
+                 if token.word == "REFERENCES"), "")
+
+
+def replace_clauses(head: List[Token], dropped: List[List[Token]], wanted: str,
+                    edits: List[Tuple[int, int, str]]) -> None:
+    """Take clauses out of a column definition, token by token so that comments stay; add `wanted`."""
+    edits += [(token.start, token.end, "") for clause in dropped for token in clause]
+    edits.append((head[-1].end, head[-1].end, " " + wanted))
+
+
+# --------------------------------------------------------------------------
+# 3. A connection that records, waits for locks and can be interrupted
+# --------------------------------------------------------------------------
+
+ACTIVE: List[sqlite3.Connection] = []
+SIGNALS: List[int] = []
+
+
+def check_interrupt() -> None:
+    """Raise Stop with 130 or 143 once a signal has come."""
+    if SIGNALS:
+        name = signal.Signals(SIGNALS[0]).name
+        raise Stop("interrupted by %s" % name, 128 + SIGNALS[0], "run it again when it suits")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGINT and SIGTERM stop even a long statement.
+
+    A Python signal handler waits until the statement returns; the wakeup socket does not
+    (https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd): a thread reads it
+    and calls sqlite3_interrupt.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while reader.recv(1):
+                for connection in list(ACTIVE):
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.interrupt()
+
+    def handler(number: int, frame: Any) -> None:
+        SIGNALS.append(number)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(writer.fileno())
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, old in before.items():
+            signal.signal(number, old)
+        writer.close()
+        watcher.join(1)
+        reader.close()
+
+
+class Database:
+    """A connection in autocommit mode: BEGIN and COMMIT are said by this script alone.
+
+    `run` executes a statement that changes something, keeps it for --sql and shows it under
+    -v; `all` and `value` read. Each waits up to `timeout` seconds for a lock, in short
+    turns, since SQLite's own waiting can't be interrupted; then sqlite3.OperationalError.
+    """
+
+    def __init__(self, path: str, mode: str = "rw", timeout: float = 5.0, show: Callable[[str], None] = str) -> None:
+        self.path, self.timeout, self.show = path, timeout, show
+        self.script: List[str] = []
+        uri = "file:%s?mode=%s" % (urllib.parse.quote(os.path.abspath(path)), mode)
+        self.connection = sqlite3.connect(uri, uri=True, timeout=0.1, isolation_level=None,
+                                          check_same_thread=False)
+        self.connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+        ACTIVE.append(self.connection)
+
+    def close(self) -> None:
+        if self.connection in ACTIVE:
+            ACTIVE.remove(self.connection)
+        self.connection.close()
+
+    def all(self, sql: str) -> List[Tuple[Any, ...]]:
+        deadline = time.monotonic() + self.timeout
+        while True:
+            check_interrupt()
+            try:
+                return self.connection.execute(sql).fetchall()
+            except sqlite3.OperationalError as error:
+                check_interrupt()
+                if not is_locked(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def value(self, sql: str) -> Any:
+        return self.all(sql)[0][0]
+
+    def run(self, sql: str) -> int:
+        """Execute one statement; how many rows it changed."""
+        self.show(sql)
+        before = self.connection.total_changes
+        self.all(sql)
+        self.script.append(sql)
+        return self.connection.total_changes - before
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether SQLite reports SQLITE_BUSY or SQLITE_LOCKED (no error codes before Python 3.11)."""
+    return isinstance(error, sqlite3.OperationalError) and " is locked" in str(error)
+
+
+# --------------------------------------------------------------------------
+# 4. Where a row belongs: the derivation of root_id (DESIGN.md section 4)
+# --------------------------------------------------------------------------
+
+def link_columns(schema: Dict[str, Table]) -> Optional[Tuple[str, str, str]]:
+    """The table practice_session_goals, its session column and its goal column, if usable."""
+    table = schema.get("practice_session_goals")
+    goal = [c.name for c in table.columns.values() if c.name.lower().endswith("goal_id")] if table else []
+    if not table or not goal or not table.has("practice_session_id"):
+        return None
+    return quote(table.name), "practice_session_id", quote(goal[0])
+
+
+def sources(schema: Dict[str, Table], name: str) -> List[Tuple[str, Table]]:
+    """The columns and parent tables that give rows of a table their root, as far as they exist."""
+    return [(column, schema[parent]) for column, parent in ROOT_SOURCES.get(name, [])
+            if name in schema and schema[name].has(column) and parent in schema
+            and (parent in TABLES or schema[parent].has("id", "root_id"))]
+
+
+def key_type(table: Table) -> str:
+    return "INTEGER PRIMARY KEY" if table.rowid else "PRIMARY KEY"
+
+
+def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
+    """Fill temp.root_goals (key, root, stored, doubt): rules 1 to 4 for goals.
+
+    The recursion walks over keys in a temporary edge table with an index, so it is linear
+    in the number of goals at any depth. Goals in a cycle get no row; a session whose links
+    leave a choice gets doubt = 1.
+    """
+    goals = schema["goals"]
+    table, key = quote(goals.name), goals.key
+    db.run("CREATE TEMP TABLE goal_parent AS SELECT g.%s AS child, p.%s AS parent FROM main.%s g JOIN main.%s p "
+           "ON p.id = %s" % (key, key, table, table, goals.text("g", "parent_id")))
+    db.run("CREATE INDEX temp.goal_parent_index ON goal_parent (parent, child)")
+    db.run("CREATE INDEX temp.goal_child_index ON goal_parent (child)")
+    db.run("CREATE TEMP TABLE goal_link (session, goal, position, stored)")
+    links = link_columns(schema)
+    if links:
+        position = schema["practice_session_goals"]
+        db.run("INSERT INTO goal_link SELECT s.{key}, g.{key}, {position}, {stored} FROM main.{0} k "
+               "JOIN main.{goals} s ON s.id = k.{1} JOIN main.{goals} g ON g.id = k.{2} "
+               "WHERE s.type = '{3}' AND s.parent_id IS NULL"
+               .format(*links, SESSION, key=key, goals=table, stored=goals.text("s", "root_id"),
+                       position="k." + position.key if position.rowid else "k." + links[2]))
+    db.run("CREATE INDEX temp.goal_link_index ON goal_link (session, goal)")
+    db.run("CREATE TEMP TABLE root_goals (key %s, root TEXT, stored TEXT, doubt)" % key_type(goals))
+    stored = goals.text("g", "root_id")
+    walk = """
+        WITH RECURSIVE tree(key, root, doubt) AS (
+            SELECT * FROM ({tops})
+            UNION ALL
+            SELECT e.child, t.root, 0 FROM tree t JOIN goal_parent e ON e.parent = t.key)
+        INSERT INTO root_goals
+        SELECT t.key, NULLIF(t.root, ''), {stored}, t.doubt FROM tree t JOIN main.{table} g ON g.{key} = t.key"""
+    own = "CASE WHEN g.type = '%s' AND g.parent_id IS NULL THEN COALESCE(NULLIF(%s, ''), %s) ELSE %s END" % (
+        SESSION, stored, goals.text("g", "id"), goals.text("g", "id"))
+    tops = """SELECT g.{key} AS key, {own} AS root, 0 AS doubt FROM main.{table} g
+              WHERE g.{key} NOT IN (SELECT child FROM goal_parent) AND g.{key} {which}"""
+    db.run(walk.format(tops=tops.format(key=key, own=own, table=table, which="NOT IN (SELECT session FROM goal_link)"),
+                       stored=stored, table=table, key=key))
+    linked = """
+        SELECT session, root, doubt FROM (
+            SELECT k.session, r.root, row_number() OVER (all_links ORDER BY r.root = k.stored DESC, k.position) AS n,
+                   min(r.root) OVER all_links <> max(r.root) OVER all_links
+                   AND NOT COALESCE(max(r.root = k.stored) OVER all_links, 0) AS doubt
+            FROM goal_link k JOIN root_goals r ON r.key = k.goal
+            WHERE k.session NOT IN (SELECT key FROM root_goals) %s
+            WINDOW all_links AS (PARTITION BY k.session))
+        WHERE n = 1"""
+    # A linked goal may itself hang below a linked session: those whose goals are all
+    # known first, then those with one known, then, for a ring of links, one as it stands.
+    steps = [linked % "AND k.session NOT IN (SELECT session FROM goal_link WHERE goal NOT IN (SELECT key FROM root_goals))",
+             linked % ""]
+    steps.append(tops.format(key=key, own=own, table=table, which="IN (SELECT session FROM goal_link "
+                             "WHERE session NOT IN (SELECT key FROM root_goals) ORDER BY session LIMIT 1)"))
+    left = "SELECT count(*) FROM goal_link WHERE session NOT IN (SELECT key FROM root_goals)"
+    while db.value(left):
+        if not any(db.run(walk.format(tops=step, stored=stored, table=table, key=key)) for step in steps):
+            break
+
+
+def derive(db: Database, schema: Dict[str, Table]) -> None:
+    """Fill a temporary root_<table> for each table: key, root (NULL: none), stored, doubt.
+
+    `doubt` marks rows whose sources lie in different fractals; lost0, lost1, ... those whose
+    source row is gone. One pass a table; the phases, the decisions and the report read these.
+    """
+    for name, in db.all("SELECT name FROM temp.sqlite_master WHERE type = 'table' AND "
+                        "(name GLOB 'root_*' OR name GLOB 'goal_*')"):
+        db.run("DROP TABLE temp." + quote(name))
+    derive_goals(db, schema)
+    for name in TABLES:
+        if name == "goals" or name not in schema:
+            continue
+        table, parents = schema[name], sources(schema, name)
+        roots, joins, lost = [], [], []
+        for at, (column, parent) in enumerate(parents):
+            joins.append("LEFT JOIN main.%s p%d ON p%d.id = %s" % (
+                quote(parent.name), at, at, table.text("c", column)))
+            target = next((n for n in TABLES if schema.get(n) is parent), None)
+            if target:
+                joins.append("LEFT JOIN temp.root_%s m%d ON m%d.key = p%d.%s" % (target, at, at, at, parent.key))
+            roots.append("m%d.root" % at if target else "NULLIF(p%d.root_id, '')" % at)
+            lost.append("(c.%s IS NOT NULL AND p%d.id IS NULL)" % (quote(column), at))
+        stored = table.text("c", "root_id")
+        doubt = " OR ".join("(%s <> %s)" % (one, other) for at, one in enumerate(roots) for other in roots[:at])
+        db.run("CREATE TEMP TABLE root_%s (key %s, root TEXT, stored TEXT, doubt%s)" % (
+            name, key_type(table), "".join(", lost%d" % at for at in range(len(lost)))))
+        db.run("INSERT INTO temp.root_%s SELECT c.%s, COALESCE(%s, NULL), %s, COALESCE(%s, 0)%s FROM main.%s c %s" % (
+            name, table.key, ", ".join(roots + ["NULLIF(%s, '')" % stored]), stored, doubt or "0",
+            "".join(", " + flag for flag in lost), quote(table.name), " ".join(joins)))
+
+
+# --------------------------------------------------------------------------
+# 5. Triggers: fill, guard, move (DESIGN.md section 4)
+# --------------------------------------------------------------------------
+
+class Trigger(NamedTuple):
+    name: str
+    sql: str
+
+
+def trigger(name: str, event: str, table: str, when: str, *statements: str) -> Trigger:
+    """One CREATE TRIGGER; `event` is its time and cause, '' for `when` means always."""
+    return Trigger(name, "CREATE TRIGGER %s %s ON %s%s BEGIN\n  %s;\nEND" % (
+        name, event, quote(table), "\n  WHEN " + when if when else "", ";\n  ".join(statements)))
+
+
+def refuse(message: str) -> str:
+    return "SELECT RAISE(ABORT, %s)" % literal(message)
+
+
+def derived(schema: Dict[str, Table], name: str, row: str) -> str:
+    """SQL for the root that a row of a table other than goals takes from its parents; NULL: none."""
+    looked_up = ["(SELECT NULLIF(root_id, '') FROM %s WHERE id = %s.%s)" % (quote(parent.name), row, column)
+                 for column, parent in sources(schema, name)]
+    return "COALESCE(%s, NULL)" % ", ".join(looked_up) if looked_up else "NULL"
+
+
+def derived_goal(schema: Dict[str, Table], row: str) -> str:
+    """SQL for the root of a row of goals, by the rules of DESIGN.md section 4."""
+    stored = "NULLIF(%s.root_id, '')" % row
+    links = link_columns(schema)
+    if links:
+        stored = ("COALESCE((SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} "
+                  "WHERE k.{1} = {row}.id ORDER BY l.root_id = {row}.root_id DESC, k.{position} LIMIT 1), {stored})"
+                  .format(*links, row=row, stored=stored, position=schema["practice_session_goals"].key
+                          if schema["practice_session_goals"].rowid else links[2]))
+    return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {row}.parent_id), "
+            "CASE WHEN {row}.type = '{session}' AND {row}.parent_id IS NULL THEN {stored} END, {row}.id)"
+            .format(row=row, session=SESSION, stored=stored))
+
+
+def follow(schema: Dict[str, Table], parent: str, row: str) -> List[str]:
+    """Statements that bring the children of a row of `parent` (not goals' own) to their root again."""
+    found = []
+    for name, links in ROOT_SOURCES.items():
+        for column, source in links:
+            if source == parent and name in schema and schema[name].has(column):
+                table = quote(schema[name].name)
+                root = derived(schema, name, table)
+                found.append("UPDATE %s SET root_id = %s WHERE %s = %s.id AND root_id <> %s" % (
+                    table, root, column, row, root))
+    return found
+
+
+def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
+    """Fill, guard and move for a table whose rows take their root from a parent row."""
+    table, root = schema[name].name, derived(schema, name, "NEW")
+    parents = sources(schema, name)
+    this = "{0} = NEW.{0}".format(schema[name].key)
+    here = "UPDATE %s SET root_id = %s WHERE %s" % (quote(table), root, this)
+    columns = ", ".join(column for column, _ in parents) or "id"
+    mismatch = refuse("root_id does not match: this row of %s belongs to the fractal of its %s"
+                      % (name, " or ".join(column for column, _ in parents)))
+    found = [
+        trigger("trg_%s_fill" % name, "AFTER INSERT", table, "NEW.root_id = ''",
+                here),
+        trigger("trg_%s_refill" % name, "AFTER UPDATE OF root_id", table, "NEW.root_id = ''",
+                refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (name, columns)
+                       if parents else "%s.root_id is missing: name the fractal" % name)
+                + " WHERE %s IS NULL" % root, here)]
+    if parents:
+        found += [
+            trigger("trg_%s_guard_insert" % name, "BEFORE INSERT", table,
+                    "NEW.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
+            trigger("trg_%s_guard_update" % name, "BEFORE UPDATE OF root_id", table,
+                    "NEW.root_id <> '' AND NEW.root_id <> OLD.root_id AND NEW.root_id <> %s" % root, mismatch),
+            trigger("trg_%s_move" % name, "AFTER UPDATE OF " + columns, table,
+                    "NEW.root_id = OLD.root_id AND NEW.root_id <> %s" % root, here)]
+    return found
+
+
+def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
+    """Keep the children's roots when a parent row comes, changes its root, or goes.
+
+    While a fractal is being deleted its root is gone already: nothing may then be moved
+    away from under the cascade.
+    """
+    table = schema[name].name
+    moved, gone = follow(schema, name, "NEW"), follow(schema, name, "OLD")
+    if not moved:
+        return []
+    return [trigger("trg_%s_adopt" % name, "AFTER INSERT", table, "NEW.root_id <> ''", *moved),
+            trigger("trg_%s_follow" % name, "AFTER UPDATE OF root_id", table,
+                    "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''", *moved),
+            trigger("trg_%s_orphan" % name, "AFTER DELETE", table,
+                    "EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)", *gone)]
+
+
+SUBTREE = ("(WITH RECURSIVE sub(id) AS (SELECT id FROM goals WHERE parent_id = {row}.id "
+           "UNION SELECT g.id FROM sub JOIN goals g ON g.parent_id = sub.id) SELECT id FROM sub)")
+ANCESTORS = ("(WITH RECURSIVE up(id) AS (SELECT NEW.parent_id UNION SELECT g.parent_id FROM up "
+             "JOIN goals g ON g.id = up.id WHERE g.parent_id IS NOT NULL) SELECT id FROM up)")
+# The walk stops at the first ancestor that has the new root: while a subtree moves, the
+# order in which its rows are updated is SQLite's own.
+ANCESTOR_HAS_ROOT = ("EXISTS (WITH RECURSIVE up(parent_id, root_id) AS (SELECT parent_id, root_id FROM goals "
+                     "WHERE id = NEW.parent_id UNION ALL SELECT g.parent_id, g.root_id FROM up JOIN goals g "
+                     "ON g.id = up.parent_id WHERE up.root_id <> NEW.root_id) "
+                     "SELECT 1 FROM up WHERE root_id = NEW.root_id)")
+
+
+def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
+    """The triggers of goals: as for other tables, plus whole subtrees and linked sessions.
+
+    A subtree is one statement over a recursive subquery, not a trigger that fires itself:
+    that would need recursive_triggers and end at SQLite's depth limit.
+    """
+    root = derived_goal(schema, "NEW")
+    own = "UPDATE goals SET root_id = {0} WHERE {1} = NEW.{1}".format(root, schema["goals"].key)
+    below = "UPDATE goals SET root_id = %s WHERE id IN %s AND root_id <> %s" % (root, SUBTREE.format(row="NEW"), root)
+    mismatch = refuse("root_id does not match: this row of goals belongs to the fractal of its parent_id, "
+                      "its linked goals or itself")
+    cycle = refuse("goals.parent_id: a goal cannot be moved under itself or its own descendant")
+    links = link_columns(schema)
+    # A session follows its linked goals while none of them is left in its own fractal.
+    sessions = ["UPDATE goals SET root_id = %s WHERE id IN (SELECT %s FROM %s WHERE %s = NEW.id) AND type = '%s' "
+                "AND parent_id IS NULL AND root_id <> %s" % (
+                    derived_goal(schema, "goals"), links[1], links[0], links[2], SESSION,
+                    derived_goal(schema, "goals"))] if links else []
+    gone = [text.replace("NEW.id", "OLD.id") for text in sessions] + follow(schema, "goals", "OLD")
+    parent_exists = "EXISTS (SELECT 1 FROM goals WHERE id = NEW.parent_id)"
+    changed = "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''"
+    table = schema["goals"].name
+    found = [
+        trigger("trg_goals_fill", "AFTER INSERT", table, "",
+                own + " AND root_id = ''", below, *(sessions + follow(schema, "goals", "NEW"))),
+        trigger("trg_goals_refill", "AFTER UPDATE OF root_id", table, "NEW.root_id = ''",
+                refuse("goals.root_id cannot be derived: the row has no id") + " WHERE COALESCE(NEW.id, '') = ''", own),
+        trigger("trg_goals_guard_insert", "BEFORE INSERT", table,
+                "NEW.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
+        trigger("trg_goals_guard_update", "BEFORE UPDATE OF root_id", table,
+                "NEW.root_id <> '' AND NEW.root_id <> OLD.root_id AND NEW.root_id <> %s AND NOT %s"
+                % (root, ANCESTOR_HAS_ROOT), mismatch),
+        trigger("trg_goals_cycle_insert", "BEFORE INSERT", table,
+                "NEW.parent_id = NEW.id OR (EXISTS (SELECT 1 FROM goals WHERE parent_id = NEW.id) AND NEW.id IN %s)"
+                % ANCESTORS, cycle),
+        trigger("trg_goals_cycle_update", "BEFORE UPDATE OF parent_id", table,
+                "NEW.parent_id IS NOT OLD.parent_id AND NEW.id IN %s" % ANCESTORS, cycle),
+        trigger("trg_goals_move", "AFTER UPDATE OF parent_id, type", table,
+                "(NEW.parent_id IS NOT OLD.parent_id OR NEW.type IS NOT OLD.type) "
+                "AND EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
+                own + " AND root_id <> %s" % root, below),
+        trigger("trg_goals_follow", "AFTER UPDATE OF root_id", table, changed, *follow(schema, "goals", "NEW")),
+        trigger("trg_goals_subtree", "AFTER UPDATE OF root_id", table, changed + " AND NOT " + parent_exists,
+                "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id"
+                % SUBTREE.format(row="NEW")),
+        trigger("trg_goals_orphan", "AFTER DELETE", table,
+                "OLD.id = OLD.root_id OR EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
+                "UPDATE goals SET root_id = id WHERE parent_id = OLD.id AND root_id <> id", *gone)]
+    if sessions:
+        found.append(trigger("trg_goals_sessions", "AFTER UPDATE OF root_id", table, changed, *sessions))
+    return found
+
+
+def link_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
+    """A session's root follows its links; the links of a deleted fractal go with it."""
+    links = link_columns(schema)
+    if not links:
+        return []
+    table = schema["practice_session_goals"].name
+    root = derived_goal(schema, "goals")
+    session = ("UPDATE goals SET root_id = {0} WHERE id = {1}.practice_session_id AND type = '{2}' "
+               "AND parent_id IS NULL AND root_id <> {0}")
+    new, old = (session.format(root, row, SESSION) for row in ("NEW", "OLD"))
+    found = [trigger("trg_practice_session_goals_insert", "AFTER INSERT", table, "", new),
+             trigger("trg_practice_session_goals_update", "AFTER UPDATE", table, "", new, old),
+             trigger("trg_practice_session_goals_delete", "AFTER DELETE", table, "",
+                     old + " AND EXISTS (SELECT 1 FROM goals r WHERE r.id = goals.root_id)")]
+    actions = [row[6] for row in db.all("PRAGMA main.foreign_key_list(%s)" % quote(table))
+               if row[2].lower() == "goals"]
+    if any(action in ("NO ACTION", "RESTRICT") for action in actions):
+        # Without this the links would forbid deleting a fractal with foreign keys on.
+        found.append(trigger("trg_goals_unlink", "BEFORE DELETE", schema["goals"].name,
+                             "NOT EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
+                             "DELETE FROM %s WHERE %s = OLD.id OR %s = OLD.id" % links))
+    return found
+
+
+def session_triggers(schema: Dict[str, Table]) -> List[Trigger]:
+    """Instances follow their row of `sessions`, in databases that have that table."""
+    if not any(parent is schema.get("sessions") for _, parent in sources(schema, "activity_instances")):
+        return []
+    return parent_triggers(schema, "sessions")
+
+
+def wanted_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
+    """Every trigger of the target for this database."""
+    found = goal_triggers(schema) + link_triggers(db, schema) + session_triggers(schema)
+    for name in TABLES:
+        if name != "goals" and name in schema:
+            found += child_triggers(schema, name) + parent_triggers(schema, name)
+    return found
+
+
+# --------------------------------------------------------------------------
+# 6. Findings: what needs a decision (DESIGN.md section 7), and --repair
+# --------------------------------------------------------------------------
+
+class Finding(NamedTuple):
+    """Rows that stand in the way, and the way out."""
+    kind: str
+    name: str       # the constraint, or the table's root_id
+    table: str
+    count: int
+    ids: List[Any]
+    query: str
+    resolve: str
+    repairable: bool
+
+
+def live(table: Table, alias: str = "") -> str:
+    return alias + "deleted_at IS NULL" if table.has("deleted_at") else "1"
+
+
+def duplicate_rows(schema: Dict[str, Table], name: str) -> str:
+    """SQL for the live rows of a unique constraint: key, id, name, scope, position among equals, how many."""
+    owner, (scope, _) = UNIQUE_NAMES[name]
+    table = schema[owner]
+    place = "r.root" if scope == "root_id" else table.text("c", scope)
+    oldest = "c.created_at, " if table.has("created_at") else ""
+    return """
+        SELECT c.{key} AS key, c.id AS id, c.name AS name, {place} AS scope,
+               row_number() OVER (PARTITION BY {place}, c.name ORDER BY {oldest}c.{key}) AS position,
+               count(*) OVER (PARTITION BY {place}, c.name) AS size
+        FROM main.{table} c JOIN temp.root_{owner} r ON r.key = c.{key}
+        WHERE {live} AND c.name IS NOT NULL AND {place} IS NOT NULL
+        """.format(key=table.key, place=place, oldest=oldest, table=quote(table.name), owner=owner,
+                   live=live(table, "c."))
+
+
+def find_duplicates(db: Database, schema: Dict[str, Table], skip: Sequence[str]) -> Iterator[Finding]:
+    for name, (owner, (scope, _)) in UNIQUE_NAMES.items():
+        if name in skip or owner not in schema or not schema[owner].has("name"):
+            continue
+        rows = db.all("SELECT id FROM (%s) WHERE size > 1 ORDER BY name, scope, position" % duplicate_rows(schema, name))
+        if rows:
+            table, where = quote(schema[owner].name), live(schema[owner])
+            place = scope if schema[owner].has(scope) else "NULL"
+            yield Finding(
+                "duplicate name", name, owner, len(rows), [row[0] for row in rows[:5]],
+                "SELECT id, {0}, name FROM {1} WHERE {2} AND ({0}, name) IN (SELECT {0}, name FROM {1} WHERE {2} "
+                "GROUP BY {0}, name HAVING count(*) > 1) ORDER BY {0}, name".format(place, table, where),
+                "--repair (the oldest keeps its name, newer ones become 'Name (2)'), or --skip-constraint " + name, True)
+
+
+def find_check_violations(db: Database, schema: Dict[str, Table], skip: Sequence[str]) -> Iterator[Finding]:
+    for name, (owner, expression, columns) in CHECKS.items():
+        if name in skip or owner not in schema or not schema[owner].has(*columns):
+            continue
+        query = "SELECT id, %s FROM %s WHERE NOT (%s)" % (", ".join(columns), quote(schema[owner].name), expression)
+        rows = db.all(query)
+        if rows:
+            yield Finding("check violated", name, owner, len(rows), [row[0] for row in rows[:5]], query,
+                          "correct the rows, or --skip-constraint " + name, False)
+
+
+def rootless(schema: Dict[str, Table], name: str, row: str) -> str:
+    """SQL, for the operator to run, that is true for a row whose fractal can't be derived."""
+    tests = ["COALESCE(%s.root_id, '') = ''" % row] if schema[name].has("root_id") else []
+    for column, parent in sources(schema, name):
+        inner = row + "_" + column
+        kind = next((n for n in TABLES if schema.get(n) is parent), "")
+        lost = ("0" if kind == "goals" else rootless(schema, kind, inner) if kind
+                else "COALESCE(%s.root_id, '') = ''" % inner)
+        tests.append("NOT EXISTS (SELECT 1 FROM %s %s WHERE %s.id = %s.%s AND NOT (%s))"
+                     % (quote(parent.name), inner, inner, row, column, lost))
+    return " AND ".join(tests) or "1"
+
+
+def find_rootless(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
+    for name in TABLES:
+        if name in schema:
+            table = schema[name]
+            rows = db.all("SELECT c.id FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE r.root IS NULL"
+                          % (name, quote(table.name), table.key))
+            condition = "COALESCE(c.id, '') = ''" if name == "goals" else rootless(schema, name, "c")
+            if rows:
+                yield Finding("no fractal", name + ".root_id", name, len(rows), [row[0] for row in rows[:5]],
+                              "SELECT * FROM %s c WHERE %s" % (quote(table.name), condition),
+                              "--repair (moves them whole to migration_quarantine), or give them a parent or root_id",
+                              True)
+
+
+def find_goal_trouble(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
+    """Sessions linked to several fractals, and cycles in goals.parent_id."""
+    table, key = quote(schema["goals"].name), schema["goals"].key
+    rows = db.all("SELECT g.id FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt" % (table, key))
+    if rows:
+        links = link_columns(schema) or ("", "", "")
+        yield Finding("several fractals", "goals.root_id", "goals", len(rows), [row[0] for row in rows[:5]],
+                      "SELECT * FROM %s WHERE %s IN (%s)" % (links[0], links[1], ", ".join(literal(r[0]) for r in rows)),
+                      "--repair (the first link wins), or delete the links that are wrong", True)
+    edges = dict(db.all("SELECT child, parent FROM temp.goal_parent WHERE child NOT IN (SELECT key FROM temp.root_goals)"))
+    cycle = first_cycle(edges)
+    if cycle:
+        ids = [db.value("SELECT id FROM main.%s WHERE %s = %s" % (table, key, literal(member))) for member in cycle]
+        yield Finding(
+            "cycle", "goals.parent_id", "goals", len(edges), ids[:20],
+            "WITH RECURSIVE tree(id) AS (SELECT g.id FROM {0} g WHERE NOT EXISTS (SELECT 1 FROM {0} p WHERE p.id = "
+            "g.parent_id) UNION ALL SELECT g.id FROM {0} g JOIN tree ON g.parent_id = tree.id) "
+            "SELECT id, parent_id FROM {0} WHERE id NOT IN (SELECT id FROM tree)".format(table),
+            "UPDATE %s SET parent_id = NULL WHERE id = %s, or name the right parent" % (table, literal(ids[0])), False)
+
+
+def first_cycle(edges: Dict[Any, Any]) -> List[Any]:
+    """One cycle among child -> parent edges, in order; [] if there is none."""
+    done: set = set()
+    for start in edges:
+        path: Dict[Any, None] = {}
+        at = start
+        while at in edges and at not in done and at not in path:
+            path[at] = None
+            at = edges[at]
+        if at in path:
+            members = list(path)
+            return members[members.index(at):]
+        done.update(path)
+    return []
+
+
+def find_decisions(db: Database, schema: Dict[str, Table], skip: Sequence[str], phases: Sequence[str]) -> List[Finding]:
+    """Everything of DESIGN.md section 7 at once. `derive` must have run on this connection."""
+    found: List[Finding] = []
+    if "constraints" in phases:
+        found += find_duplicates(db, schema, skip)
+        found += find_check_violations(db, schema, skip)
+    if "backfill" in phases:
+        found += find_rootless(db, schema)
+        found += find_goal_trouble(db, schema)
+    return found
+
+
+def as_json(value: Any) -> Any:
+    """A value of SQLite as JSON can hold it; blobs as {"blob": hex}, odd text as {"text": hex}."""
+    if isinstance(value, bytes):
+        return {"blob": value.hex()}
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        return {"text": value.encode("utf-8", "surrogateescape").hex()}
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return {"real": "9e999" if value > 0 else "-9e999"}
+    return value
+
+
+def repair(db: Database, schema: Dict[str, Table], findings: List[Finding], now: str) -> List[Dict[str, Any]]:
+    """Apply the lossless repairs; what each did, before and after."""
+    done: List[Dict[str, Any]] = []
+    for finding in findings:
+        if finding.kind == "duplicate name":
+            done += rename_duplicates(db, schema, finding)
+        elif finding.kind == "no fractal":
+            done += quarantine(db, schema[finding.table], finding, now)
+        elif finding.kind == "several fractals":
+            done += [{"kind": "first link wins", "table": "goals", "id": as_json(row[0]), "before": as_json(row[1]),
+                      "after": as_json(row[2])} for row in db.all(
+                "SELECT g.id, r.stored, r.root FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt"
+                % (quote(schema["goals"].name), schema["goals"].key))]
+    return done
+
+
+def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) -> List[Dict[str, Any]]:
+    table, rows = schema[finding.table], duplicate_rows(schema, finding.name)
+    done = []
+    for key, identity, name in db.all("SELECT key, id, name FROM (%s) WHERE position > 1 ORDER BY scope, name, position"
+                                      % rows):
+        number = 2
+        this = "(SELECT c.name || ' (%d)' FROM main.{0} c WHERE c.{1} = {2})".format(
+            quote(table.name), table.key, literal(key))
+        while db.all("SELECT 1 FROM ({0}) WHERE name = {1} AND scope = (SELECT scope FROM ({0}) WHERE key = {2})"
+                     .format(rows, this % number, literal(key))):
+            number += 1
+        db.run("UPDATE main.%s SET name = name || ' (%d)' WHERE %s = %s" % (
+            quote(table.name), number, table.key, literal(key)))
+        after = db.value("SELECT name FROM main.%s WHERE %s = %s" % (quote(table.name), table.key, literal(key)))
+        done.append({"kind": "renamed", "table": finding.table, "id": as_json(identity),
+                     "before": as_json(name), "after": as_json(after)})
+    return done
+
+
+def quarantine(db: Database, table: Table, finding: Finding, now: str) -> List[Dict[str, Any]]:
+    """Move rows whose fractal can't be derived to migration_quarantine, whole."""
+    if not db.all("SELECT 1 FROM main.sqlite_master WHERE lower(name) = 'migration_quarantine'"):
+        db.run(QUARANTINE_TABLE)
+    columns = [c.name for c in table.columns.values() if not c.generated]
+    done = []
+    for row in db.all("SELECT c.%s, %s FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE r.root IS NULL" % (
+            table.key, ", ".join("c." + quote(c) for c in columns), finding.table, quote(table.name), table.key)):
+        values = dict(zip(columns, row[1:]))
+        identity = next(value for column, value in values.items() if column.lower() == "id")
+        text = json.dumps({column: as_json(value) for column, value in values.items()})
+        db.run("INSERT INTO main.migration_quarantine VALUES (%s)" % ", ".join(map(literal, (
+            finding.table, row[0] if table.rowid else None, identity, "its fractal can't be derived", text, now))))
+        db.run("DELETE FROM main.%s WHERE %s = %s" % (quote(table.name), table.key, literal(row[0])))
+        done.append({"kind": "quarantined", "table": finding.table, "id": as_json(identity),
+                     "before": json.loads(text), "after": None})
+    return done
+
+
+# --------------------------------------------------------------------------
+# 7. The plan and the phases, in running order
+# --------------------------------------------------------------------------
+
+class Run:
+    """One run over one file: its connection, its options, what it found and what it did."""
+
+    def __init__(self, db: Database, options: argparse.Namespace, out: "Output", report: Dict[str, Any]) -> None:
+        self.db, self.options, self.out, self.report = db, options, out, report
+        self.schema: Dict[str, Table] = {}
+        self.findings: List[Finding] = []
+        self.missing: Dict[str, List[str]] = {}
+        self.edited: List[str] = []
+        self.counts: Dict[str, Tuple[int, int]] = {}
+        self.rows: Dict[str, int] = {}
+        self.proven = 0
+
+    def survey(self) -> None:
+        """Compare schema and data with the target; fills everything the plan shows."""
+        db, options = self.db, self.options
+        self.schema = read_schema(db)
+        derive(db, self.schema)
+        self.findings = find_decisions(db, self.schema, options.skip_constraint, options.phases)
+        self.missing = {name: [c for c in columns if name not in self.schema or not self.schema[name].has(c)]
+                        for name, columns in TABLES.items()}
+        self.edited = self.to_recreate()
+        self.counts = {name: db.all("SELECT COALESCE(sum(COALESCE(stored, '') = '' AND root IS NOT NULL), 0), "
+                                    "COALESCE(sum(stored <> '' AND stored <> root), 0) FROM temp.root_" + name)[0]
+                       for name in self.schema if name in TABLES}
+        self.rows = {name: db.value("SELECT count(*) FROM main." + quote(table.name))
+                     for name, table in self.schema.items() if name in TABLES}
+        self.check_preconditions()
+
+    def to_recreate(self) -> List[str]:
+        """The tables whose text must change; metric_values with its split_definitions, so that
+        it stays the newer of the two (see TABLES)."""
+        if "constraints" not in self.options.phases:
+            return []
+        found = [name for name, table in self.schema.items() if name in TABLES and (
+            edit_table(name, table, self.options.skip_constraint) is not None
+            or any("CURRENT_TIMESTAMP" in TABLES[name][c] for c in self.missing.get(name, []))
+            or any(check not in self.options.skip_constraint and owner == name and not table.has(*columns)
+                   for check, (owner, _, columns) in CHECKS.items()))]
+        if "split_definitions" in found and "metric_values" in self.schema and "metric_values" not in found:
+            found.append("metric_values")
+        return [name for name in TABLES if name in found]
+
+    def check_preconditions(self) -> None:
+        """Raise Stop for --phases that leave out what the chosen ones need."""
+        phases = self.options.phases
+        lacking = [name for name, columns in self.missing.items() if columns]
+        if lacking and "columns" not in phases:
+            raise Stop("--phases %s: columns are missing in %s" % (",".join(phases), ", ".join(lacking)), 2,
+                       "add columns to --phases")
+        if "backfill" not in phases and "constraints" in phases and any(sum(c) for c in self.counts.values()):
+            raise Stop("--phases %s: rows have no right root_id yet" % ",".join(phases), 2, "add backfill to --phases")
+
+    def to_index(self) -> Dict[str, str]:
+        """CREATE statements of the wanted indexes that aren't there in that form, by name."""
+        stored = dict(self.db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
+        return {name: sql for name, sql in wanted_indexes(self.options).items()
+                if not same_sql(stored.get(name.lower()), sql)}
+
+    def to_trigger(self) -> List[Trigger]:
+        """The triggers that aren't there in that form; none before every row has its root."""
+        if "backfill" not in self.options.phases and any(sum(c) for c in self.counts.values()):
+            return []
+        stored = dict(self.db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'trigger'"))
+        return [t for t in wanted_triggers(self.db, self.schema) if not same_sql(stored.get(t.name.lower()), t.sql)]
+
+    def nothing_to_do(self) -> bool:
+        return not (any(self.missing.values()) or self.edited or any(sum(c) for c in self.counts.values())
+                    or self.findings or self.to_index() or self.to_trigger())
+
+
+def wanted_indexes(options: argparse.Namespace) -> Dict[str, str]:
+    """CREATE statements of the indexes that the chosen phases make, by name."""
+    found = {}
+    if "indexes" in options.phases:
+        found.update({name: "CREATE INDEX %s ON %s" % (name, on) for name, on in INDEXES.items()})
+    if "constraints" in options.phases:
+        found.update({name: "CREATE UNIQUE INDEX %s ON %s (%s) WHERE deleted_at IS NULL" % (name, table, ", ".join(on))
+                      for name, (table, on) in UNIQUE_NAMES.items() if name not in options.skip_constraint})
+    return found
+
+
+def add_columns(run: Run) -> Dict[str, Any]:
+    """[1/5] Create missing tables and add missing columns."""
+    created, added = [], {}
+    for name, columns in run.missing.items():
+        table = run.schema.get(name)
+        if not table:
+            checks = ["CONSTRAINT %s CHECK (%s)" % (check, expression) for check, (owner, expression, _) in CHECKS.items()
+                      if owner == name and check not in run.options.skip_constraint]
+            run.db.run("CREATE TABLE main.%s (\n    %s\n)" % (quote(name), ",\n    ".join(
+                ["%s %s" % (quote(column), kind) for column, kind in TABLES[name].items()] + checks)))
+            created.append(name)
+        elif columns:
+            added[name] = columns
+            for column in columns:
+                run.db.run("ALTER TABLE main.%s ADD COLUMN %s" % (quote(table.name), declaration(name, column, table)))
+    run.schema = read_schema(run.db)
+    for name in created:
+        run.db.run("CREATE TEMP TABLE root_%s (key INTEGER PRIMARY KEY, root TEXT, stored TEXT, doubt)" % name)
+    for name in created:
+        run.out.line("  created   %s" % name)
+    for name, columns in added.items():
+        run.out.line("  %-21s + %s" % (name, ", ".join(columns)))
+    return {"tables": created, "columns": added}
+
+
+def backfill(run: Run) -> Dict[str, Any]:
+    """[2/5] Give rows their root: here, or on the way into a table that is recreated anyway."""
+    for name in run.counts:
+        if sum(run.counts[name]) and name not in run.edited:
+            with triggers_put_aside(run.db, run.schema[name]):
+                run.db.run("UPDATE main.{0} SET root_id = (SELECT r.root FROM temp.root_{1} r WHERE r.key = {2}.{3}) "
+                           "WHERE {3} IN (SELECT key FROM temp.root_{1} WHERE stored IS NOT root AND root IS NOT NULL)"
+                           .format(quote(run.schema[name].name), name, quote(run.schema[name].name), run.schema[name].key))
+        if sum(run.counts[name]):
+            run.out.line("  %-21s %9s backfilled %7s corrected" % ((name,) + tuple(
+                "{:,}".format(count) for count in run.counts[name])))
+    return {name: {"backfilled": filled, "corrected": corrected} for name, (filled, corrected) in run.counts.items()}
+
+
+@contextlib.contextmanager
+def triggers_put_aside(db: Database, table: Table) -> Iterator[None]:
+    """Keep a table's triggers from firing: the backfill is no change that they were made for."""
+    kept = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = %s ORDER BY rowid"
+                  % literal(table.name.lower()))
+    for name, _ in kept:
+        db.run("DROP TRIGGER main." + quote(name))
+    yield
+    for _, sql in kept:
+        db.run(sql)
+
+
+def recreate_tables(run: Run) -> Dict[str, Any]:
+    """[3/5] Rebuild each table whose text changes; its rows are copied and proven equal."""
+    done = {}
+    edited = run.to_recreate()
+    for name in [name for name in TABLES if name in edited or name in run.edited]:
+        table = run.schema[name]
+        text = edit_table(name, table, run.options.skip_constraint)
+        rows = rebuild(run, name, table, text or table.sql[parse_table(table.sql).name_end:])
+        run.out.line("  %-21s %9s rows copied and proven" % (name, "{:,}".format(rows)))
+        run.proven += rows
+        done[name] = rows
+    run.schema = read_schema(run.db)
+    return {"tables": done}
+
+
+def rebuild(run: Run, name: str, table: Table, text: str) -> int:
+    """Put a table with the new text in place of the old one (https://sqlite.org/lang_altertable.html, section 7).
+
+    With legacy_alter_table on and foreign_keys off the rename touches neither views nor the
+    references of other tables. Its own indexes and triggers go with the old table and are
+    created again from their texts. Returns the number of rows; raises Stop if one differs.
+    """
+    db, old = run.db, quote(table.name)
+    taken = {row[0].lower() for row in db.all("SELECT name FROM main.sqlite_master")}
+    new_name = "new_" + table.name
+    while new_name.lower() in taken:
+        new_name += "_"
+    new = quote(new_name)
+    ours = set(wanted_indexes(run.options)) | {t.name for t in wanted_triggers(db, run.schema)}
+    kept = [row[1] for row in db.all(
+        "SELECT name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL "
+        "AND lower(tbl_name) = %s ORDER BY rowid" % literal(table.name.lower())) if row[0].lower() not in ours]
+    sequence = (db.all("SELECT seq FROM main.sqlite_sequence WHERE name = " + literal(table.name))
+                if "sqlite_sequence" in taken else [])
+    db.run("CREATE TABLE main.%s%s" % (new, text))
+    rows = copy_rows(run, name, table, old, new)
+    db.run("DROP TABLE main." + old)
+    db.run("ALTER TABLE main.%s RENAME TO %s" % (new, old))
+    for seq, in sequence[:1]:
+        db.run("DELETE FROM main.sqlite_sequence WHERE name = " + literal(table.name))
+        db.run("INSERT INTO main.sqlite_sequence (name, seq) VALUES (%s, %s)" % (literal(table.name), literal(seq)))
+    for sql in kept:
+        db.run(sql)
+    return rows
+
+
+def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
+    """Copy and prove a table in ranges of its key, each proven while it is in the cache."""
+    db, key = run.db, table.key
+    columns = [c for c in table.columns.values() if not c.generated]
+    values = {c.name: "r.root" if c.name.lower() == "root_id"
+              else as_text("o." + quote(c.name)) if is_string(c.type) else "o." + quote(c.name) for c in columns}
+    names = ([key] if table.rowid else []) + [quote(c) for c in values]
+    source = "FROM main.%s o LEFT JOIN temp.root_%s r ON r.key = o.%s" % (old, name, key)
+    differs = " OR ".join("n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items())
+    total = run.rows.get(name, 0)
+    copied = 0
+    for where in key_ranges(db, table, old):
+        copied += db.run("INSERT INTO main.%s (%s) SELECT %s %s WHERE %s" % (
+            new, ", ".join(names), ", ".join((["o." + key] if table.rowid else []) + list(values.values())),
+            source, where))
+        lost = db.value("SELECT count(*) %s LEFT JOIN main.%s n ON n.%s = o.%s WHERE %s AND (n.%s IS NULL OR %s)" % (
+            source, new, key, key, where, key, differs))
+        if lost:
+            raise Stop("the copy of %s differs from the original in %d rows" % (table.name, lost),
+                       advice="please report this with the output of -v")
+        run.out.progress("  %s" % name, copied, total)
+    if db.value("SELECT count(*) FROM main." + new) != db.value("SELECT count(*) FROM main." + old):
+        raise Stop("the copy of %s has another number of rows" % table.name, advice="please report this")
+    return copied
+
+
+def key_ranges(db: Database, table: Table, old: str) -> Iterator[str]:
+    """WHERE clauses that cut a table into ranges of CHUNK_ROWS rows, however sparse its rowids."""
+    if not table.rowid:
+        yield "1"
+        return
+    first = db.value("SELECT min(%s) FROM main.%s" % (table.key, old))
+    while first is not None:
+        after = db.all("SELECT {0} FROM main.{1} WHERE {0} >= {2} ORDER BY {0} LIMIT 1 OFFSET {3}".format(
+            table.key, old, first, CHUNK_ROWS))
+        yield "o.%s >= %d%s" % (table.key, first, " AND o.%s < %d" % (table.key, after[0][0]) if after else "")
+        first = after[0][0] if after else None
+
+
+def create_indexes(run: Run) -> Dict[str, Any]:
+    """[4/5] Create or replace indexes and triggers, then refresh the planner's statistics."""
+    db = run.db
+    wanted = run.to_index()
+    for at, (name, sql) in enumerate(wanted.items()):
+        run.out.progress("  indexes", at, len(wanted))
+        db.run("DROP INDEX IF EXISTS main." + quote(name))
+        db.run(sql)
+    triggers = run.to_trigger()
+    for one in triggers:
+        db.run("DROP TRIGGER IF EXISTS main." + quote(one.name))
+        db.run(one.sql)
+    db.run("PRAGMA analysis_limit = 1000")
+    for name, table in run.schema.items():
+        if name in TABLES:
+            db.run("ANALYZE main." + quote(table.name))
+    run.out.line("  %d indexes and %d triggers created" % (len(wanted), len(triggers)))
+    return {"indexes": list(wanted), "triggers": [one.name for one in triggers]}
+
+
+# --------------------------------------------------------------------------
+# 8. Verification
+# --------------------------------------------------------------------------
+
+def root_mismatches(db: Database, schema: Dict[str, Table], name: str) -> List[Any]:
+    """The ids of rows whose root_id is not what their parents say: a query apart from `derive`,
+    in joins where that one recurses."""
+    table = schema[name]
+    if name != "goals":
+        joins = "".join(" LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (quote(p.name), at, at, quote(column))
+                        for at, (column, p) in enumerate(sources(schema, name)))
+        roots = ["NULLIF(p%d.root_id, '')" % at for at in range(len(sources(schema, name)))] + ["c.root_id"]
+        return [row[0] for row in db.all(
+            "SELECT c.id FROM main.%s c%s WHERE COALESCE(c.root_id, '') = '' OR c.root_id IS NOT COALESCE(%s, NULL)" % (
+                quote(table.name), joins, ", ".join(roots)))]
+    links = link_columns(schema)
+    linked = ("""WHEN EXISTS (SELECT 1 FROM main.{0} k JOIN main.goals l ON l.id = k.{2} WHERE k.{1} = g.id)
+        THEN g.root_id NOT IN (SELECT l.root_id FROM main.{0} k JOIN main.goals l ON l.id = k.{2} WHERE k.{1} = g.id)
+        """.format(*links) if links else "")
+    return [row[0] for row in db.all("""
+        SELECT g.id FROM main.goals g LEFT JOIN main.goals p ON p.id = g.parent_id
+        WHERE COALESCE(g.root_id, '') = '' OR CASE
+            WHEN p.id IS NOT NULL THEN g.root_id IS NOT p.root_id
+            WHEN g.type = '%s' AND g.parent_id IS NULL THEN CASE %s ELSE 0 END
+            ELSE g.root_id IS NOT g.id END""" % (SESSION, linked or "WHEN 0 THEN 0"))]
+
+
+def dangling(db: Database, schema: Dict[str, Table]) -> Dict[str, int]:
+    """How many rows refer to a row that no longer exists, by table.column."""
+    found = {}
+    for name, column, parent in REFERENCES:
+        if name in schema and parent in schema and schema[name].has(column) and schema[parent].has("id"):
+            found["%s.%s" % (name, column)] = db.value(
+                "SELECT count(*) FROM main.%s c LEFT JOIN main.%s p ON p.id = %s WHERE c.%s IS NOT NULL AND p.id IS NULL"
+                % (quote(schema[name].name), quote(schema[parent].name), schema[name].text("c", column), quote(column)))
+    for name in TABLES:
+        if name in schema and schema[name].has("root_id"):
+            found[name + ".root_id"] = db.value(
+                "SELECT count(*) FROM main.{0} c WHERE c.root_id IN (SELECT root_id FROM main.{0} EXCEPT SELECT id "
+                "FROM main.goals) AND c.root_id <> ''".format(quote(schema[name].name)))
+    return found
+
+
+def crossing(db: Database, schema: Dict[str, Table]) -> Dict[str, List[Any]]:
+    """The ids of rows that link two fractals, by what they link."""
+    found: Dict[str, List[Any]] = {}
+    pairs = [(name, column, parent.name) for name in TABLES if name in schema for column, parent in sources(schema, name)]
+    pairs += [(n, c, schema[p].name) for n, c, p in REFERENCES[1:3] if n in schema and p in schema and schema[n].has(c)]
+    for name, column, parent in pairs:
+        rows = db.all("SELECT c.id FROM main.%s c JOIN main.%s p ON p.id = c.%s WHERE p.root_id <> c.root_id" % (
+            quote(schema[name].name), quote(parent), quote(column)))
+        if rows:
+            found["%s.%s" % (name, column)] = [row[0] for row in rows]
+    links = link_columns(schema)
+    if links:
+        rows = db.all("SELECT s.id FROM main.{0} k JOIN main.goals s ON s.id = k.{1} JOIN main.goals g ON g.id = k.{2} "
+                      "WHERE s.root_id <> g.root_id".format(*links))
+        if rows:
+            found["practice_session_goals"] = [row[0] for row in rows]
+    return found
+
+
+def sound(db: Database, recreated: Sequence[str]) -> str:
+    """What quick_check says, and integrity_check for the tables that no rebuild has renewed; 'ok' if nothing.
+
+    Per table since SQLite 3.33 (https://sqlite.org/pragma.html#pragma_integrity_check).
+    """
+    said = [row[0] for row in db.all("PRAGMA main.quick_check(3)")]
+    names = [row[0] for row in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0 "
+                                      "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")]
+    others = [name for name in names if name.lower() not in recreated]
+    if said == ["ok"] and others:
+        checks = (["PRAGMA main.integrity_check(%s)" % quote(name) for name in others]
+                  if sqlite3.sqlite_version_info >= (3, 33) else ["PRAGMA main.integrity_check(3)"])
+        said = [row[0] for check in checks for row in db.all(check) if row[0] != "ok"] or ["ok"]
+    return "; ".join(said)
+
+
+class Check(NamedTuple):
+    name: str
+    faults: List[str]
+    note: str
+
+
+def schema_faults(run: Run) -> Iterator[Check]:
+    """What of the target's schema is missing, by kind."""
+    schema, options = run.schema, run.options
+    yield Check("columns", ["%s.%s is missing" % (name, column) for name, columns in TABLES.items()
+                            for column in columns if name not in schema or not schema[name].has(column)], "")
+    if "constraints" in options.phases:
+        yield Check("constraints", ["%s lacks %s" % (name, lacking(name, schema[name], options.skip_constraint))
+                                    for name in TABLES if name in schema
+                                    and edit_table(name, schema[name], options.skip_constraint) is not None],
+                    "left out on purpose: " + ", ".join(options.skip_constraint) if options.skip_constraint else "")
+    yield Check("indexes", ["index %s is missing or differs" % name for name in run.to_index()], "")
+    if "backfill" in options.phases:
+        yield Check("triggers", ["trigger %s is missing or differs" % one.name for one in run.to_trigger()], "")
+
+
+def lacking(name: str, table: Table, skip: Sequence[str]) -> str:
+    """Which constraint it is that a table's text has not got."""
+    checks = [check for check, (owner, expression, _) in CHECKS.items() if owner == name and check not in skip
+              and "CONSTRAINT %s CHECK" % check not in " ".join(t.text for t in tokenize(table.sql))]
+    return ", ".join(checks) or "a constraint or reference of its columns"
+
+
+def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List[Check]:
+    """[5/5] Every promise of the run, looked at afresh. `before`: dangling references to compare with."""
+    db, schema = run.db, run.schema
+    checks = list(schema_faults(run))
+    if "backfill" in run.options.phases and not checks[0].faults:
+        checks.append(root_check(run, standalone))
+        lost = dangling(db, schema)
+        run.report["references_to_missing_rows"] = {key: count for key, count in lost.items() if count}
+        more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (
+            key, count, count - before.get(key, 0)) for key, count in lost.items()
+            if before is not None and count > before.get(key, 0) and not key.endswith(".root_id")]
+        checks.append(Check("references", more, "%d to rows that no longer exist, as before" % sum(lost.values())
+                            if sum(lost.values()) else ""))
+        cross = crossing(db, schema)
+        run.report["crossing_fractals"] = {key: {"count": len(ids), "ids": [as_json(i) for i in ids[:20]]}
+                                           for key, ids in cross.items()}
+        checks.append(Check("isolation", [], "%d rows link two fractals: see the report"
+                            % sum(map(len, cross.values())) if cross else ""))
+    if not standalone:
+        after = {name: db.value("SELECT count(*) FROM main." + quote(schema[name].name)) for name in run.rows}
+        checks.append(Check("rows", ["%s had %d rows and has %d" % (name, run.rows[name], count)
+                                     for name, count in after.items() if count != run.rows[name]], "counts as before"))
+    said = sound(db, [] if standalone else [run.schema[name].name.lower() for name in run.edited])
+    checks.append(Check("quick_check", [] if said == "ok" else [said], ""))
+    if "indexes" in run.options.phases and not any(check.faults for check in checks):
+        checks.append(query_check(db))
+    return checks
+
+
+def root_check(run: Run, standalone: bool) -> Check:
+    faults = []
+    if standalone:
+        derive(run.db, run.schema)
+        faults += ["goals: %s are in a cycle of parent_id" % ", ".join(map(repr, finding.ids))
+                   for finding in find_goal_trouble(run.db, run.schema) if finding.kind == "cycle"]
+    for name in TABLES:
+        wrong = root_mismatches(run.db, run.schema, name) if name in run.schema else []
+        if wrong:
+            faults.append("%s: %d rows have a wrong or empty root_id, id %s" % (
+                name, len(wrong), ", ".join(map(repr, wrong[:3]))))
+    return Check("root_id", faults, "every one equals the derived one")
+
+
+def query_check(db: Database) -> Check:
+    """INDEXED BY makes a statement fail that could not use the index (https://sqlite.org/lang_indexedby.html)."""
+    faults = []
+    for name, sql in SCOPED_QUERIES.items():
+        try:
+            db.all("EXPLAIN QUERY PLAN " + sql)
+        except sqlite3.OperationalError as error:
+            faults.append("query '%s' can't use its index: %s" % (name, error))
+    return Check("queries", faults, "%d use their index" % len(SCOPED_QUERIES))
+
+
+# --------------------------------------------------------------------------
+# 9. Safety: preflight, snapshot, backup, disk space, restore
+# --------------------------------------------------------------------------
+
+def check_file(path: str) -> None:
+    """Raise Stop unless `path` is a file that begins as an SQLite database does (https://sqlite.org/fileformat.html)."""
+    if not os.path.exists(path):
+        raise Stop("no such database: %s" % path, 2, "name one, or set DATABASE_PATH")
+    if not os.path.isfile(path):
+        raise Stop("%s is not a file" % path, 2, "name a database file")
+    with open(path, "rb") as file:
+        head = file.read(100)
+    if not head:
+        raise Stop("%s is empty" % path, 2, "name the app's own database")
+    if head[:16] != b"SQLite format 3\0":
+        raise Stop("%s is not an SQLite database, or it is encrypted" % path, 2, "name the app's own database")
+
+
+def is_wal(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(20)[18:20] == b"\2\2"
+
+
+def size_of(path: str) -> int:
+    """Bytes of a database with its -wal."""
+    return sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
+
+
+def mib(size: float) -> str:
+    return "%.1f MiB" % (size / 2 ** 20)
+
+
+def check_space(needs: Sequence[Tuple[str, float]]) -> str:
+    """Raise Stop where a file system has less free than the sum of its (folder, bytes); else say the numbers."""
+    by_device: Dict[int, List[Any]] = {}
+    for folder, size in needs:
+        by_device.setdefault(os.stat(folder).st_dev, [folder, 0.0])[1] += size
+    said = []
+    for folder, size in by_device.values():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise Stop("not enough free disk in %s: %s needed, %s free" % (folder, mib(size), mib(free)),
+                       advice="make room, or point --backup or TMPDIR elsewhere")
+        said.append("%s needed, %s free in %s" % (mib(size), mib(free), folder))
+    return "; ".join(said)
+
+
+def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: float, out: "Output", label: str) -> None:
+    """Copy a database with the backup API, in steps, so that it can be interrupted.
+
+    The API starts again when another process writes in between
+    (https://sqlite.org/backup.html); after three restarts a read lock makes writers wait.
+    Raises sqlite3.OperationalError when locked for longer than `timeout` seconds.
+    """
+    state = {"left": 0, "restarts": 0, "deadline": time.monotonic() + timeout}
+
+    def progress(status: int, left: int, total: int) -> None:
+        check_interrupt()
+        if status in (5, 6):  # SQLITE_BUSY, SQLITE_LOCKED
+            if time.monotonic() > state["deadline"]:
+                raise sqlite3.OperationalError("database is locked")
+            return
+        state["restarts"] += left > state["left"] > 0
+        state.update(left=left, deadline=time.monotonic() + timeout)
+        if state["restarts"] > 3 and not source.in_transaction:
+            raise InterruptedError
+        out.progress(label, total - left, total, "pages")
+
+    try:
+        source.backup(target, pages=1000, progress=progress, sleep=0.02)
+    except InterruptedError:
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        copy_pages(source, target, timeout, out, label)
+    finally:
+        if source.in_transaction:
+            source.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def private_file(final: str) -> Iterator[str]:
+    """A new 0600 file beside `final`, given that name at the end; removed if that is not reached.
+
+    Never overwrites: a link fails where the name is taken, as a rename would not.
+    """
+    partial = "%s.partial-%d" % (final, os.getpid())
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, final)
+        except FileExistsError:
+            raise Stop("%s exists already" % final, 2, "name a new file") from None
+        except OSError:  # a file system without hard links
+            if os.path.exists(final):
+                raise Stop("%s exists already" % final, 2, "name a new file") from None
+            os.rename(partial, final)
+        sync_folder(final)
+    finally:
+        for end in ("", "-wal", "-shm", "-journal"):
+            with contextlib.suppress(OSError):
+                os.unlink(partial + end)
+
+
+def sync_folder(path: str) -> None:
+    """Make a new name in a folder last through a power cut, where folders can be synced."""
+    with contextlib.suppress(OSError):
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def snapshot(path: str, target: str, timeout: float, out: "Output") -> None:
+    """Copy the database at `path`, opened read-only, into the existing empty file `target`.
+
+    A read-only connection to a WAL database would leave -wal and -shm behind, and can't roll
+    back a journal that a crash left. Where no process has the file open (no -shm), the files
+    are copied instead, and again if they changed meanwhile.
+    """
+    if is_wal(path) and not os.path.exists(path + "-shm") and copy_files(path, target):
+        return
+    try:
+        with Database(path, "ro", timeout) as source, contextlib.closing(sqlite3.connect(target)) as copy:
+            if is_wal(path):
+                source.all("BEGIN")
+                source.all("SELECT count(*) FROM main.sqlite_master")
+            copy_pages(source.connection, copy, timeout, out, "  snapshot")
+    except sqlite3.OperationalError as error:
+        if not ("readonly" in str(error) or "unable to open" in str(error)) or not copy_files(path, target):
+            raise
+
+
+def copy_files(path: str, target: str) -> bool:
+    """Copy a database that nobody has open, with its -wal and -journal; False if it changed meanwhile."""
+    def state() -> List[Any]:
+        found = [(os.stat(path + end) if os.path.exists(path + end) else None) for end in ("", "-wal", "-journal")]
+        return [(s.st_mtime_ns, s.st_size, s.st_ino) if s else None for s in found]
+
+    before = state()
+    for end, present in zip(("", "-wal", "-journal"), before):
+        if present:
+            with open(path + end, "rb") as source, open(target + end, "wb") as copy:
+                for block in iter(lambda: source.read(1 << 20), b""):
+                    check_interrupt()
+                    copy.write(block)
+    with contextlib.closing(sqlite3.connect(target)) as copied:  # recovers what a crash left
+        copied.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    return before == state()
+
+
+def row_counts(db: Database) -> Dict[str, int]:
+    """Rows of every ordinary table, by name."""
+    names = [row[0] for row in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0")]
+    return {name: db.value("SELECT count(*) FROM main." + quote(name)) for name in names}
+
+
+def make_backup(db: Database, final: str, out: "Output") -> None:
+    """Back up `db` under its own write lock, from a second connection, and check the copy before it gets its name."""
+    with private_file(final) as partial:
+        with Database(db.path, "ro", db.timeout) as source, contextlib.closing(sqlite3.connect(partial)) as copy:
+            copy_pages(source.connection, copy, db.timeout, out, "  backup")
+        with Database(partial) as copied:
+            if copied.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(copied) != row_counts(db):
+                raise Stop("the backup does not equal the database", advice="look at the disk of " + final)
+
+
+def free_name(path: str, word: str) -> str:
+    """`path` with a word and the time in UTC; a name that no file has."""
+    name = "%s.%s-%s" % (path, word, datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ"))
+    names = [name] + ["%s-%d" % (name, number) for number in range(2, 100)]
+    return next((n for n in names if not os.path.lexists(n)), name)
+
+
+def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) -> int:
+    """Put a backup in place of DATABASE under an exclusive lock; what is there now is kept aside."""
+    path, backup = options.path, options.restore
+    check_file(backup)
+    if os.path.exists(path) and os.path.samefile(path, backup):
+        raise Stop("the backup and the database are one file", 2, "name the backup")
+    with Database(backup, "ro" if os.path.exists(backup + "-wal") else "ro&immutable=1", options.timeout) as source:
+        said = source.all("PRAGMA quick_check(1)")
+        if said != [("ok",)]:
+            raise Stop("%s is damaged: %s" % (backup, said[0][0]), advice="choose another backup")
+        read_schema(source)
+        out.line("Restore %s (%s) in place of %s" % (backup, mib(size_of(backup)), path))
+        confirm(options, out, "restore", path)
+        aside = free_name(path, "replaced")
+        report.update(backup=os.path.abspath(backup), kept_aside=aside)
+        if not os.path.exists(path) or not readable(path, options.timeout):
+            move_aside(path, aside)
+            with private_file(path) as partial, contextlib.closing(sqlite3.connect(partial)) as copy:
+                copy_pages(source.connection, copy, options.timeout, out, "  restore")
+        else:
+            replace_content(source, path, aside, options.timeout, out)
+        with Database(path, "rw", options.timeout) as db:
+            if db.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(db) != row_counts(source):
+                raise Stop("the restored database does not equal the backup; the content before is in " + aside)
+    if os.path.exists(aside):
+        out.line("The content before is kept in %s" % aside)
+    out.last("Done: %s is as %s was." % (path, backup))
+    return 0
+
+
+def readable(path: str, timeout: float) -> bool:
+    """Whether SQLite can read the file at all. Raises sqlite3.OperationalError if it is locked."""
+    try:
+        with Database(path, "rw", timeout) as db:
+            return bool(db.all("SELECT count(*) FROM main.sqlite_master"))
+    except sqlite3.DatabaseError as error:
+        if is_locked(error):
+            raise
+        return False
+
+
+def move_aside(path: str, aside: str) -> None:
+    """Give a file that is no database any more another name, with the -wal and -journal that belong to it."""
+    for end in ("", "-wal", "-journal"):
+        if os.path.exists(path + end):
+            os.rename(path + end, aside + end)
+    with contextlib.suppress(OSError):
+        os.unlink(path + "-shm")
+
+
+def replace_content(source: Database, path: str, aside: str, timeout: float, out: "Output") -> None:
+    """Keep the content of a database aside, then overwrite it, under one exclusive lock."""
+    with Database(path, "rw", timeout) as db:
+        db.all("SELECT count(*) FROM main.sqlite_master")
+        db.all("PRAGMA locking_mode = EXCLUSIVE")
+        db.all("BEGIN EXCLUSIVE")
+        db.all("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
+        with private_file(aside) as partial, contextlib.closing(sqlite3.connect(partial)) as copy:
+            copy_pages(db.connection, copy, timeout, out, "  keep aside")
+        copy_pages(source.connection, db.connection, timeout, out, "  restore")
+        db.all("PRAGMA locking_mode = NORMAL")
+        db.all("SELECT count(*) FROM main.sqlite_master")
+
+
+# --------------------------------------------------------------------------
+# 10. Progress and reports
+# --------------------------------------------------------------------------
+
+class Output:
+    """What people see. On a terminal long steps have a live line; elsewhere lines are plain."""
+
+    def __init__(self, stream: Any, quiet: bool, verbose: bool) -> None:
+        self.stream, self.quiet, self.verbose = stream, quiet, verbose
+        self.live = bool(stream.isatty()) and not quiet
+        self.colour = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.started: Dict[str, float] = {}
+        self.shown, self.width = 0.0, 0
+
+    def write(self, text: str, end: str = "\n") -> None:
+        """Print; a reader that went away (`| head`) must not stop a migration."""
+        with contextlib.suppress(OSError, ValueError):
+            if self.width:
+                self.stream.write("\r" + " " * self.width + "\r")
+                self.width = 0
+            self.stream.write(text + end)
+            self.stream.flush()
+
+    def line(self, text: str = "") -> None:
+        if not self.quiet:
+            self.write(text)
+
+    def title(self, text: str) -> None:
+        self.line("\033[1m%s\033[0m" % text if self.colour else text)
+
+    def last(self, text: str) -> None:
+        self.write(text)
+
+    def statement(self, sql: str) -> None:
+        if self.verbose:
+            self.line("    sql> " + " ".join(sql.split()))
+
+    def progress(self, label: str, done: int, total: int, unit: str = "rows") -> None:
+        """Say how far a long step is: ten times a second on a terminal, every ten seconds in a log."""
+        now = time.monotonic()
+        start = self.started.setdefault(label, now)
+        if done >= total:
+            self.started.pop(label, None)
+        if self.quiet or now - max(start, self.shown) < (0.1 if self.live else 10) or not total:
+            return
+        self.shown = now
+        left = (now - start) / done * (total - done) if done else None
+        text = "%s: %s of %s %s, %d s%s" % (label, "{:,}".format(done), "{:,}".format(total), unit, now - start,
+                                            ", about %d s left" % left if left is not None else "")
+        if not self.live:
+            self.write(text)
+            return
+        self.write(text[:shutil.get_terminal_size().columns - 1], end="")
+        self.width = len(text)
+
+
+def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
+    """What the run would do, before anything happens."""
+    out = run.out
+    out.title("Plan")
+    for name in TABLES:
+        missing, (filled, corrected) = run.missing.get(name, []), run.counts.get(name, (0, 0))
+        words = ["create the table"] if name not in run.schema else [
+            "%d columns" % len(missing) if missing else "", "%d roots to backfill" % filled if filled else "",
+            "%d to correct" % corrected if corrected else "", "recreate" if name in run.edited else ""]
+        out.line("  %-21s %9s rows   %s" % (name, "{:,}".format(run.rows.get(name, 0)),
+                                            ", ".join(filter(None, words)) or "nothing"))
+    out.line("  %d indexes, %d triggers to create" % (len(run.to_index()), len(run.to_trigger())))
+    out.line("  backup  %s" % (backup or "none"))
+    out.line("  disk    %s" % space)
+
+
+def show_findings(run: Run) -> None:
+    """The decisions that the data needs, all at once."""
+    out = run.out
+    out.title("Decisions")
+    for finding in run.findings:
+        out.write("  %s: %s, %d rows, id %s%s" % (
+            finding.name, finding.kind, finding.count, ", ".join(map(repr, finding.ids)),
+            ", ..." if finding.count > len(finding.ids) else ""))
+        out.write("    show    %s" % finding.query)
+        out.write("    resolve %s" % finding.resolve)
+
+
+def script_text(run: Run, source: str) -> str:
+    """The statements of a run as a script for the sqlite3 shell."""
+    header = ["-- Made by migrate_database_improvements.py %s with SQLite %s on %s" % (
+                  VERSION, sqlite3.sqlite_version, run.report["started"]),
+              "-- from %s. It fits an unmigrated copy of that database and no other." % " ".join(source.split()),
+              ".bail on", "PRAGMA foreign_keys = OFF;", "PRAGMA legacy_alter_table = ON;", "BEGIN IMMEDIATE;"]
+    return "\n".join(header + [sql.strip() + ";" for sql in run.db.script] + ["COMMIT;", ""])
+
+
+def write_file(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.write(text)
+
+
+# --------------------------------------------------------------------------
+# 11. A run, and the command line
+# --------------------------------------------------------------------------
+
+def confirm(options: argparse.Namespace, out: Output, verb: str, path: str) -> None:
+    """Raise Stop unless the operator says yes: on a terminal by typing it, else by --yes."""
+    if options.yes:
+        return
+    if not sys.stdin or not sys.stdin.isatty():
+        raise Stop("no terminal to ask on", 2, "add --yes")
+    out.write("Type 'yes' to %s %s: " % (verb, os.path.basename(path)), end="")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        SIGNALS.append(signal.SIGINT)
+        answer = ""
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check_interrupt()
+    if answer.strip() != "yes":
+        raise Stop("cancelled", 0)
+
+
+def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
+    """The main job, live, as a rehearsal (--dry-run) or into a new file (--output)."""
+    path = options.path
+    check_file(path)
+    size, folder, temporary = size_of(path), os.path.dirname(path), tempfile.gettempdir()
+    if options.dry_run:
+        space = check_space([(temporary, 5 * size)])
+        with tempfile.TemporaryDirectory(prefix="fractal-goals-") as private:
+            copy = os.path.join(private, "snapshot.db")
+            snapshot(path, copy, options.timeout, out)
+            with contextlib.closing(sqlite3.connect(copy)) as connection:
+                connection.execute("PRAGMA journal_mode = DELETE")
+            return work(options, out, report, copy, space, None)
+    if options.output:
+        target = os.path.abspath(options.output)
+        if os.path.lexists(target):
+            raise Stop("%s exists already" % target, 2, "name a new file")
+        space = check_space([(os.path.dirname(target), 4 * size), (temporary, size)])
+        with private_file(target) as partial:
+            snapshot(path, partial, options.timeout, out)
+            return work(options, out, report, partial, space, None)
+    backup = None if options.no_backup else os.path.abspath(options.backup or free_name(path, "backup"))
+    if backup and os.path.lexists(backup):
+        raise Stop("%s exists already" % backup, 2, "name a new file for --backup")
+    space = check_space([(folder, 3 * size), (temporary, size)] + ([(os.path.dirname(backup), size)] if backup else []))
+    return work(options, out, report, path, space, backup)
+
+
+def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path: str, space: str,
+         backup: Optional[str]) -> int:
+    """Survey, plan, ask, migrate the file at `path`; the exit status."""
+    with Database(path, "rw", options.timeout, out.statement) as db:
+        run = Run(db, options, out, report)
+        version = db.value("PRAGMA main.data_version")
+        mode = db.value("PRAGMA main.journal_mode")
+        report["database"].update(journal_mode=mode, page_size=db.value("PRAGMA main.page_size"))
+        said = sound(db, list(TABLES))
+        if said != "ok":
+            raise Stop("%s is damaged: %s" % (options.path, said), advice="restore a backup of it, or see sqlite3's .recover")
+        run.survey()
+        out.title("Fractal Goals: %s" % ("rehearsal" if options.dry_run else "migration"))
+        out.line("  database %s, %s, journal mode %s" % (options.path, mib(size_of(options.path)), mode))
+        out.line("  script %s, Python %d.%d.%d, SQLite %s" % ((VERSION,) + sys.version_info[:3] + (sqlite3.sqlite_version,)))
+        if run.nothing_to_do():
+            report["status"] = "nothing to do"
+            out.last("Nothing to do: %s is migrated." % options.path)
+            return 0
+        show_plan(run, space, backup)
+        check_decisions(run)
+        if not (options.dry_run or options.output):
+            confirm(options, out, "migrate", path)
+        digest = file_digest(path) if options.dry_run else ""
+        started = time.monotonic()
+        transact(run, version, backup)
+        if options.dry_run and file_digest(path) != digest:
+            raise Stop("the rollback did not bring the snapshot back", advice="please report this")
+        if options.sql:
+            write_file(options.sql, script_text(run, options.path))
+        summary(run, backup, time.monotonic() - started)
+    return 0
+
+
+def check_decisions(run: Run) -> None:
+    """Raise Stop with status 3 if rows need a decision that --repair was not asked for or can't make."""
+    run.report["decisions"] = [dict(f._asdict(), ids=[as_json(i) for i in f.ids]) for f in run.findings]
+    if not run.findings:
+        return
+    show_findings(run)
+    left = [f for f in run.findings if not (f.repairable and run.options.repair)]
+    if left:
+        raise Stop("the data needs %d decision%s" % (len(left), "s" * (len(left) > 1)), 3,
+                   "decide as listed above and run again")
+
+
+def file_digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            check_interrupt()
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def transact(run: Run, version: int, backup: Optional[str]) -> None:
+    """Everything that changes the file, in one transaction; rolled back under --dry-run and on any failure."""
+    db, options, report = run.db, run.options, run.report
+    for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "cache_size = -%d" % CACHE_KIB, "threads = 2"):
+        db.all("PRAGMA " + pragma)
+    db.all("BEGIN IMMEDIATE")
+    try:
+        if db.value("PRAGMA main.data_version") != version:
+            db.script.clear()
+            run.survey()  # someone wrote since: look again, now under the lock
+            check_decisions(run)
+        if backup:
+            make_backup(db, backup, run.out)
+            report["backup"] = backup
+        if run.findings:
+            make_repairs(run)
+        run_phases(run)
+        write_log(run)
+        check_interrupt()
+        db.all("ROLLBACK" if options.dry_run else "COMMIT")
+    except BaseException:
+        if db.connection.in_transaction:
+            db.connection.execute("ROLLBACK")
+        raise
+
+
+def make_repairs(run: Run) -> None:
+    """--repair, until nothing repairable is left: a quarantined parent may leave a child without root."""
+    now = run.report["started"]
+    repairs = run.report["repairs"]
+    findings = run.findings
+    while findings:
+        repairs += repair(run.db, run.schema, findings, now)
+        run.survey()
+        findings = [f for f in run.findings if f.kind != "several fractals"]
+    run.findings = []
+    run.out.title("Repairs")
+    for one in repairs:
+        run.out.line("  %-21s %s %r: %s -> %s" % (one["table"], one["kind"], one["id"],
+                                                  json.dumps(one["before"])[:60], json.dumps(one["after"])))
+
+
+def run_phases(run: Run) -> None:
+    """The five phases in order, timed; raises Stop if verification finds a fault."""
+    steps = [add_columns, backfill, recreate_tables, create_indexes]
+    chosen = ["columns", "backfill", "constraints", "indexes"]
+    for number, (title, phase) in enumerate(zip(PHASE_TITLES, chosen + [""]), 1):
+        started = time.monotonic()
+        done: Dict[str, Any] = {}
+        skipped = bool(phase) and phase not in run.options.phases and not (
+            phase == "indexes" and (run.to_index() or run.to_trigger()))
+        run.out.title("[%d/5] %s%s" % (number, title, " (left out by --phases)" if skipped else ""))
+        if not phase:
+            checks = verify(run, None, False)
+            done = {"checks": show_checks(run, checks)}
+            faults = [fault for check in checks for fault in check.faults]
+            if faults:
+                raise Stop("verification found a fault: " + "; ".join(faults), advice="please report this")
+        elif not skipped:
+            done = steps[number - 1](run)
+        run.report["phases"].append({"phase": phase or "verify", "title": title, "skipped": skipped,
+                                     "seconds": round(time.monotonic() - started, 3), "done": done})
+
+
+def show_checks(run: Run, checks: List[Check]) -> List[Dict[str, Any]]:
+    for check in checks:
+        run.out.line("  %-12s %s%s" % (check.name, "FAULT" if check.faults else "ok",
+                                       "  " + check.note if check.note else ""))
+        for fault in check.faults:
+            run.out.line("      %s" % fault)
+    found = [check._asdict() for check in checks]
+    run.report["verification"] = found
+    return found
+
+
+def write_log(run: Run) -> None:
+    """Keep the report in migration_log, in the transaction of the run itself."""
+    db, report = run.db, run.report
+    if not db.all("SELECT 1 FROM main.sqlite_master WHERE lower(name) = 'migration_log'"):
+        db.run(LOG_TABLE)
+    text = json.dumps(dict(report, status="done", exit_code=0))
+    db.run("INSERT INTO main.migration_log (run_at, script_version, sqlite_version, report) VALUES (%s)" % ", ".join(
+        map(literal, (report["started"], VERSION, sqlite3.sqlite_version, text))))
+
+
+def summary(run: Run, backup: Optional[str], seconds: float) -> None:
+    options, out = run.options, run.out
+    run.report["status"] = "rehearsed" if options.dry_run else "done"
+    out.title("Summary")
+    out.line("  %d tables recreated, %s rows copied and proven, %d roots backfilled, %d corrected, %.1f s" % (
+        len(run.edited), "{:,}".format(run.proven), sum(c[0] for c in run.counts.values()),
+        sum(c[1] for c in run.counts.values()), seconds))
+    if options.dry_run:
+        out.last("Done: rehearsed and rolled back; %s is untouched. To migrate, run the same without --dry-run." % options.path)
+    elif options.output:
+        out.last("Done: the migrated copy is %s; %s is untouched." % (os.path.abspath(options.output), options.path))
+    else:
+        if backup:
+            out.line("  backup  %s" % backup)
+            out.line("  undo    python %s %s --restore %s" % tuple(map(shell_quote, (sys.argv[0], options.path, backup))))
+        out.line("  next    start the app; run with --verify now and then")
+        out.last("Done: %s is migrated." % options.path)
+
+
+def shell_quote(text: str) -> str:
+    return text if re.fullmatch(r"[\w@%+=:,./\\-]+", text) else '"%s"' % text if os.name == "nt" else (
+        "'" + text.replace("'", "'\"'\"'") + "'")
+
+
+def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
+    """--verify: every check of a run on DATABASE as it is, read-only; 1 if one finds a fault."""
+    check_file(options.path)
+    alone = is_wal(options.path) and not any(os.path.exists(options.path + end) for end in ("-wal", "-shm"))
+    with Database(options.path, "ro&immutable=1" if alone else "ro", options.timeout, out.statement) as db:
+        run = Run(db, options, out, report)
+        db.all("BEGIN")  # one state of the data for all checks
+        run.schema = read_schema(db)
+        before = None
+        for text, in db.all("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1") if has_log(db) else []:
+            logged = json.loads(text)
+            options.skip_constraint = sorted(set(options.skip_constraint) | set(logged["options"]["skip_constraint"]))
+            before = logged.get("references_to_missing_rows")
+        out.title("Verify %s" % options.path)
+        faults = [fault for check in show_verified(run, before) for fault in check.faults]
+        if faults:
+            report["status"] = "fault"
+            out.last("Fault: %s." % "; ".join(faults))
+            return 1
+        out.last("Done: %s is fully migrated and consistent." % options.path)
+    return 0
+
+
+def show_verified(run: Run, before: Optional[Dict[str, int]]) -> List[Check]:
+    checks = verify(run, before, True)
+    show_checks(run, checks)
+    return checks
+
+
+def has_log(db: Database) -> bool:
+    table = read_table(db, "migration_log")
+    return table is not None and table.has("id", "run_at", "script_version", "sqlite_version", "report")
+
+
+def comma_list(text: str) -> List[str]:
+    chosen = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = [word for word in chosen if word not in PHASES]
+    if unknown or not chosen:
+        raise argparse.ArgumentTypeError("unknown phase %s; known: %s" % (", ".join(unknown), ",".join(PHASES)))
+    return [phase for phase in PHASES if phase in chosen]
+
+
+def constraint_name(text: str) -> str:
+    if text not in CONSTRAINTS:
+        raise argparse.ArgumentTypeError("unknown constraint %s; known: %s" % (text, ", ".join(CONSTRAINTS)))
+    return text
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e6:
+        raise argparse.ArgumentTypeError("seconds from 0 to 999999, not %s" % text)
+    return value
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line here like any other."""
+
+    def error(self, message: str) -> Any:
+        raise Stop(" ".join(message.split()), 2, "see --help")
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="migrate_database_improvements.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Migrate the Fractal Goals database in one transaction: root_id, constraints, indexes.",
+        epilog="""examples:
+  %(prog)s --dry-run goals.db          rehearse; goals.db stays as it is
+  %(prog)s goals.db                    migrate, with a backup beside it
+  %(prog)s goals.db --restore goals.db.backup-20260101T155103Z
+
+exit status: 0 done, or nothing to do; 1 failed and rolled back, or --verify found a
+fault; 2 wrong usage or no such database; 3 the data needs a decision; 4 locked;
+130 (Ctrl-C), 143 (SIGTERM) interrupted and rolled back""")
+    parser.add_argument("database", nargs="?", metavar="DATABASE", help="default: $DATABASE_PATH, else goals.db here")
+    mode = parser.add_argument_group("what to do (default: migrate)").add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="the real thing on a private snapshot, rolled back")
+    mode.add_argument("--output", metavar="FILE", help="migrate a snapshot into FILE, a new file")
+    mode.add_argument("--verify", action="store_true", help="check that DATABASE is migrated and consistent")
+    mode.add_argument("--restore", metavar="BACKUP", help="put a backup back; the content now is kept aside")
+    how = parser.add_argument_group("how")
+    how.add_argument("-y", "--yes", action="store_true", help="don't ask")
+    keep = how.add_mutually_exclusive_group()
+    keep.add_argument("--backup", metavar="FILE", help="where the backup goes (default: beside DATABASE)")
+    keep.add_argument("--no-backup", action="store_true", help="make none")
+    how.add_argument("--repair", action="store_true", help="apply the lossless repairs")
+    how.add_argument("--skip-constraint", metavar="NAME", action="append", default=[], type=constraint_name,
+                     help="leave out one constraint; repeatable")
+    how.add_argument("--phases", metavar="LIST", type=comma_list, default=PHASES, help="only these of " + ",".join(PHASES))
+    how.add_argument("--timeout", metavar="SECONDS", type=seconds, default=5.0, help="how long to wait for a lock (5)")
+    what = parser.add_argument_group("what to say")
+    what.add_argument("--report", metavar="FILE", help="the run as JSON; '-' for standard output")
+    what.add_argument("--sql", metavar="FILE", help="the statements of the run, for the sqlite3 shell")
+    what.add_argument("-q", "--quiet", action="store_true", help="errors and the last line only")
+    what.add_argument("-v", "--verbose", action="store_true", help="each statement")
+    what.add_argument("--version", action="version", version=VERSION)
+    return parser
+
+
+def find_database(options: argparse.Namespace, out: Output) -> str:
+    """The real path of the database that is meant."""
+    path = options.database or os.environ.get("DATABASE_PATH") or "goals.db"
+    sample = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "sample.db")
+    if options.dry_run and not options.database and not os.path.exists(path) and os.path.exists(sample):
+        out.line("No %s here: this rehearses the bundled sample, %s" % (path, sample))
+        path = sample
+    return os.path.realpath(path)
+
+
+def check_targets(options: argparse.Namespace) -> None:
+    """Raise Stop if --report or --sql would overwrite a database or can't be written."""
+    for flag, path in (("--report", options.report), ("--sql", options.sql)):
+        if not path or path == "-":
+            continue
+        if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise Stop("%s %s: no such place for a file" % (flag, path), 2, "name a file in an existing folder")
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                if file.read(15) == b"SQLite format 3":
+                    raise Stop("%s %s is a database" % (flag, path), 2, "name another file")
+
+
+def explain(error: BaseException) -> Stop:
+    """An error of SQLite or the system as one line for the operator, with its exit status."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if is_locked(error):
+        return Stop("the database is locked by another process", 4, "stop the app, or give a longer --timeout")
+    if isinstance(error, PermissionError):
+        return Stop("no permission: %s" % text, 1, "run as the owner of the file")
+    if "readonly" in text or "unable to open" in text:
+        return Stop("the database or its folder can't be written: %s" % text, 1, "check owner, permissions and mount")
+    if "disk is full" in text or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return Stop("the disk is full: %s" % text, 1, "make room and run again")
+    if "not a database" in text or "malformed" in text or "corrupt" in text:
+        return Stop("the database is damaged or encrypted: %s" % text, 1, "restore a backup of it, or see sqlite3's .recover")
+    return Stop(text, 1, "run with -v to see the statement")
+
+
+def new_report(options: argparse.Namespace) -> Dict[str, Any]:
+    """The report's shape; the README documents it."""
+    chosen = {key: value for key, value in vars(options).items() if key not in ("path", "database")}
+    return {"status": "failed", "exit_code": 1, "message": "",
+            "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "seconds": 0.0,
+            "database": {"path": None, "bytes_before": None, "bytes_after": None},
+            "versions": {"script": VERSION, "python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version},
+            "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
+            "references_to_missing_rows": {}, "crossing_fractals": {}, "backup": None}
+
+
+def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
+    """Do what the options say; raises Stop with the exit status otherwise."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise Stop("SQLite %s is too old" % sqlite3.sqlite_version, 2, "needs 3.28 or newer")
+    options.path = find_database(options, out)
+    report["database"].update(path=options.path)
+    check_targets(options)
+    if os.path.isfile(options.path):
+        report["database"].update(bytes_before=size_of(options.path))
+    if options.restore:
+        status = restore(options, out, report)
+    elif options.verify:
+        status = verify_database(options, out, report)
+    else:
+        status = migrate(options, out, report)
+    if report["status"] == "failed":
+        report["status"] = "done"
+    return status
+
+
+STATUSES = {0: "cancelled", 2: "usage", 3: "decision", 4: "locked", 130: "interrupted", 143: "interrupted"}
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Parse, run, report; the exit status of DESIGN.md section 5."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        options = make_parser().parse_args(arguments)
+    except Stop as stop:
+        print("error: %s; nothing was changed; %s" % (stop, stop.advice), file=sys.stderr)
+        return stop.status
+    out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)
+    report, started = new_report(options), time.monotonic()
+    try:
+        with interruptible():
+            status = dispatch(options, out, report)
+    except (Stop, sqlite3.Error, sqlite3.Warning, OSError, MemoryError, UnicodeError, ValueError, OverflowError,
+            KeyboardInterrupt) as error:
+        stop = error if isinstance(error, Stop) else explain(error)
+        status = stop.status
+        report["status"] = STATUSES.get(status, "failed")
+        report["message"] = str(stop)
+        out.write("", end="")
+        said = "%s; nothing was changed%s" % (stop, "; " + stop.advice if stop.advice else "")
+        if status:
+            print("error: " + said, file=sys.stderr)
+        else:
+            out.last(said[0].upper() + said[1:])
+    report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
+    finish_report(options, report)
+    return status
+
+
+def finish_report(options: argparse.Namespace, report: Dict[str, Any]) -> None:
+    path = getattr(options, "path", None)
+    if path and os.path.isfile(path):
+        report["database"].update(bytes_after=size_of(path))
+    text = json.dumps(report, indent=2) + "\n"
+    if options.report == "-":
+        sys.stdout.write(text)
+    elif options.report and report["status"] != "usage":
+        try:
+            write_file(options.report, text)
+        except OSError as error:
+            print("warning: the report could not be written: %s" % error, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
