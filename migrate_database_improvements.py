@@ -38,7 +38,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import stat
 import sys
 import tempfile
 import threading
@@ -490,17 +489,21 @@ def edit_table(name: str, table: Table, skip: Sequence[str]) -> Optional[str]:
     for item in body.items:
         if item[0].word not in TABLE_CONSTRAINT:
             edit_column(name, item, keyed, edits)
-    texts = [table.sql[item[0].start:item[-1].end] for item in body.items]
-    missing = ["CONSTRAINT %s CHECK (%s)" % (check, expression)
-               for check, (owner, expression, columns) in CHECKS.items()
-               if owner == name and check not in skip and table.has(*columns)
-               and not any(same_sql(text, "CONSTRAINT %s CHECK (%s)" % (check, expression)) for text in texts)]
+    missing = ["CONSTRAINT %s CHECK (%s)" % (check, CHECKS[check][1]) for check in missing_checks(name, table, skip)]
     if missing:
         edits.append((body.close, body.close, "".join(",\n    " + text for text in missing) + "\n"))
     sql = table.sql
     for start, end, text in sorted(edits, reverse=True):
         sql = sql[:start] + text + sql[end:]
     return None if same_sql(sql, table.sql) else sql[body.name_end:]
+
+
+def missing_checks(name: str, table: Table, skip: Sequence[str]) -> List[str]:
+    """The checks of the target, by name, that a table's text has not got and that its columns allow."""
+    texts = [table.sql[item[0].start:item[-1].end] for item in parse_table(table.sql).items]
+    return [check for check, (owner, expression, columns) in CHECKS.items()
+            if owner == name and check not in skip and table.has(*columns)
+            and not any(same_sql(text, "CONSTRAINT %s CHECK (%s)" % (check, expression)) for text in texts)]
 
 
 def edit_table_keys(name: str, item: List[Token], edits: List[Tuple[int, int, str]]) -> List[str]:
@@ -810,10 +813,10 @@ def derived_goal(schema: Dict[str, Table], row: str) -> str:
     stored = "NULLIF(%s.root_id, '')" % row
     links = link_columns(schema)
     if links:
-        stored = ("COALESCE((SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} "
-                  "WHERE k.{1} = {row}.id ORDER BY l.root_id = {row}.root_id DESC, k.{position} LIMIT 1), {stored})"
-                  .format(*links, row=row, stored=stored, position=schema["practice_session_goals"].key
-                          if schema["practice_session_goals"].rowid else links[2]))
+        roots = "SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {row}.id".format(*links, row=row)
+        table = schema["practice_session_goals"]
+        stored = "COALESCE(CASE WHEN {row}.root_id IN ({roots}) THEN {row}.root_id END, ({roots} ORDER BY k.{at} LIMIT 1), {stored})".format(
+            row=row, roots=roots, stored=stored, at=table.key if table.rowid else links[2])
     return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {row}.parent_id), "
             "CASE WHEN {row}.type = '{session}' AND {row}.parent_id IS NULL THEN {stored} END, {row}.id)"
             .format(row=row, session=SESSION, stored=stored))
@@ -1527,9 +1530,7 @@ def schema_faults(run: Run) -> Iterator[Check]:
 
 def lacking(name: str, table: Table, skip: Sequence[str]) -> str:
     """Which constraint it is that a table's text has not got."""
-    checks = [check for check, (owner, expression, _) in CHECKS.items() if owner == name and check not in skip
-              and "CONSTRAINT %s CHECK" % check not in " ".join(t.text for t in tokenize(table.sql))]
-    return ", ".join(checks) or "a constraint or reference of its columns"
+    return ", ".join(missing_checks(name, table, skip)) or "a constraint or reference of its columns"
 
 
 def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List[Check]:
@@ -2335,7 +2336,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         report["status"] = STATUSES.get(status, "failed")
         report["message"] = str(stop)
         out.write("", end="")
-        said = "%s; nothing was changed%s" % (stop, "; " + stop.advice if stop.advice else "")
+        said = " ".join(("%s; nothing was changed%s" % (stop, "; " + stop.advice if stop.advice else "")).split())
         if status:
             print("error: " + said, file=sys.stderr)
         else:

@@ -1,0 +1,426 @@
+"""Whatever happens, the file holds the old database or the new one, whole, and there is a way back."""
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+from databases import build
+from helpers import (
+    SAMPLE,
+    SCRIPT,
+    assert_kept,
+    content,
+    digest,
+    environment,
+    query,
+    run,
+    schema,
+    script,
+    without_log,
+)
+
+KILLER = """
+import os, signal, sqlite3, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import migrate_database_improvements as product
+left = int(sys.argv[2])
+class Connection(sqlite3.Connection):
+    def execute(self, *arguments):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().execute(*arguments)
+real = sqlite3.connect
+sqlite3.connect = lambda *a, **k: real(*a, **dict(k, factory=Connection))
+status = product.main(sys.argv[3:])
+print("statements", int(sys.argv[2]) - left)
+sys.exit(status)
+"""
+
+
+def start(*arguments, **options):
+    return subprocess.Popen([sys.executable, str(SCRIPT)] + [str(a) for a in arguments], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), **options)
+
+
+def killed_at(step, path):
+    return subprocess.run([sys.executable, "-c", KILLER, str(SCRIPT), str(step), path, "--yes", "--no-backup", "-q"],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_killed_at_any_statement_leaves_old_or_new(tmp_path, journal):
+    """SIGKILL before every nth statement of a live run; FULL_KILL=1 tries each one (see README)."""
+    original = build(tmp_path / "original.db", journal=journal, fractals=1, instances=5)
+    old, old_schema = content(original), schema(original)
+    path = str(tmp_path / "goals.db")
+    total = int(killed_at(10 ** 6, shutil.copy(original, path)).stdout.split()[-1])
+    new, new_schema = without_log(content(path)), schema(path)
+    every = 1 if os.environ.get("FULL_KILL") else 13
+    points = range(1, total, every)
+    for step in points:
+        for end in ("", "-wal", "-shm", "-journal"):
+            if os.path.exists(path + end):
+                os.unlink(path + end)
+        shutil.copy(original, path)
+        assert killed_at(step, path).returncode == -signal.SIGKILL
+        assert query(path, "PRAGMA integrity_check") == [("ok",)]
+        found = content(path)
+        assert (found == old and schema(path) == old_schema) or (without_log(found) == new and schema(path) == new_schema)
+    run(path, "--yes", "--no-backup")
+    assert schema(path) == new_schema and without_log(content(path)) == new
+    print("%d of %d kill points" % (len(points), total))
+
+
+def test_killed_at_random_moments_leaves_old_or_new(tmp_path):
+    original = build(tmp_path / "original.db", instances=6000)
+    old = schema(original)
+    rng = random.Random(5)
+    path = str(tmp_path / "goals.db")
+    for _ in range(8):
+        for end in ("", "-journal"):
+            if os.path.exists(path + end):
+                os.unlink(path + end)
+        shutil.copy(original, path)
+        process = start(path, "--yes", "--no-backup")
+        time.sleep(rng.uniform(0.1, 0.9))
+        process.kill()
+        process.communicate()
+        assert query(path, "PRAGMA integrity_check") == [("ok",)]
+        if schema(path) == old:
+            assert content(path) == content(original)
+        run(path, "--yes", "--no-backup")
+        run(path, "--verify")
+
+
+@pytest.mark.parametrize("kilobytes", [40, 90, 130, 150, 200, 260, 330])
+def test_a_full_disk_anywhere_changes_nothing(tmp_path, kilobytes):
+    """A limit on the size of any file the process writes, from within the backup to late in the run."""
+    path = shutil.copy(str(SAMPLE), str(tmp_path / "goals.db"))
+    before = content(path), schema(path)
+    done = run(path, "--yes", status=1, preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024)))
+    assert "nothing was changed" in done.stderr
+    assert (content(path), schema(path)) == before
+    left = sorted(os.listdir(str(tmp_path)))
+    assert not [name for name in left if "partial" in name]
+    for name in left:
+        if "backup" in name:
+            assert content(str(tmp_path / name)) == before[0]
+
+
+def test_not_enough_disk_is_said_with_numbers_before_anything(database, monkeypatch, capsys):
+    import migrate_database_improvements as product
+    monkeypatch.setattr(product.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    before = digest(database)
+    assert product.main([database, "--yes"]) == 1
+    assert "MiB needed, 0.0 MiB free" in capsys.readouterr().err
+    assert digest(database) == before and os.listdir(os.path.dirname(database)) == ["goals.db"]
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_rolls_back_within_a_second(tmp_path, number, status):
+    path = build(tmp_path / "goals.db", instances=20000)
+    before = digest(path)
+    for delay in (0.5, 1.2):
+        process = start(path, "--yes")
+        time.sleep(delay)
+        process.send_signal(number)
+        sent = time.monotonic()
+        said = process.communicate(timeout=30)[1].decode()
+        assert process.returncode == status and time.monotonic() - sent < 2
+        assert "interrupted" in said and "nothing was changed" in said and "Traceback" not in said
+        assert digest(path) == before
+
+
+def test_a_writer_that_holds_the_lock_ends_in_exit_4(database):
+    holder = sqlite3.connect(database, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    assert "locked" in run(database, "--yes", "--timeout", "0.5", status=4).stderr
+    holder.execute("ROLLBACK")
+    holder.close()
+    run(database, "--yes")
+
+
+def test_a_reader_that_blocks_commit_is_waited_for_then_rolled_back(database):
+    before = digest(database)
+    reader = sqlite3.connect(database, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM goals").fetchall()
+    assert "locked" in run(database, "--yes", "--timeout", "0.5", status=4).stderr
+    assert digest(database) == before
+    process = start(database, "--yes", "--timeout", "30")
+    time.sleep(1.5)
+    assert reader.execute("SELECT count(*) FROM goals").fetchone() == (63,)  # readers go on reading
+    reader.execute("ROLLBACK")
+    reader.close()
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--output", "copy.db"]])
+def test_rehearsals_let_the_app_read_and_write(tmp_path, journal, flags):
+    path = build(tmp_path / "goals.db", journal=journal, instances=8000)
+    process = start(path, *flags, cwd=str(tmp_path))
+    app = sqlite3.connect(path, timeout=1, isolation_level=None)
+    writes = 0
+    while process.poll() is None:
+        app.execute("UPDATE goals SET description = 'written' WHERE id = 'goal-0-00'")
+        writes += 1
+        time.sleep(0.02)
+    assert process.returncode == 0, process.communicate()
+    process.communicate()
+    assert writes > 5
+    app.close()
+
+
+def test_two_runs_at_once(database):
+    first, second = start(database, "--yes", "--no-backup"), start(database, "--yes", "--no-backup")
+    said = first.communicate()[0] + second.communicate()[0]
+    assert {first.returncode, second.returncode} <= {0, 4} and b"Traceback" not in said
+    assert 0 in (first.returncode, second.returncode)
+    run(database, "--verify")
+    assert query(database, "SELECT count(*) FROM migration_log") == [(1,)]
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_dry_run_is_the_live_run_and_leaves_no_trace(tmp_path, journal):
+    path = build(tmp_path / "goals.db", journal=journal)
+    before = digest(path)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    rehearsed = run(path, "--dry-run", "--report", "dry.json", cwd=tmp_path, env={"TMPDIR": str(temporary)})
+    assert digest(path) == before and os.listdir(str(temporary)) == []
+    assert sorted(os.listdir(str(tmp_path))) == ["dry.json", "goals.db", "tmp"]
+    live = run(path, "--yes", "--no-backup", "--report", "live.json", cwd=tmp_path)
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("dry.json", "live.json")]
+    for one in reports:
+        for phase in one["phases"]:
+            del phase["seconds"]
+    assert reports[0]["phases"] == reports[1]["phases"]
+    assert [line for line in rehearsed.stdout.splitlines() if "backfilled" in line][:5] == [
+        line for line in live.stdout.splitlines() if "backfilled" in line][:5]
+
+
+def test_dry_run_sees_what_a_live_wal_holds(tmp_path):
+    path = build(tmp_path / "goals.db", journal="wal")
+    app = sqlite3.connect(path, isolation_level=None)
+    app.execute("PRAGMA wal_autocheckpoint = 0")
+    app.execute("INSERT INTO goals (id, type, name) VALUES ('fresh', 'UltimateGoal', 'n')")
+    assert os.path.getsize(path + "-wal")
+    before = digest(path), digest(path + "-wal")
+    said = run(path, "--dry-run").stdout
+    assert " 64 rows" in said
+    assert (digest(path), digest(path + "-wal")) == before
+    app.close()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0 or not os.path.exists("/usr/bin/python3"),
+                    reason="needs root to become another user, and a Python that this user may run")
+def test_dry_run_works_for_a_user_who_may_only_read(tmp_path):
+    folder = tmp_path / "app"
+    folder.mkdir()
+    for journal in ("delete", "wal"):
+        path = build(folder / (journal + ".db"), journal=journal)
+        os.chmod(path, 0o644)
+    tool = tmp_path / "tool"
+    tool.mkdir()
+    shutil.copy(str(SCRIPT), str(tool))
+    for part in [tmp_path] + list(tmp_path.parents)[:2]:
+        os.chmod(str(part), 0o755)
+    for journal in ("delete", "wal"):
+        code = "import os,sys; os.setgid(65534); os.setuid(65534); sys.argv=sys.argv[1:]; exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'))"
+        done = subprocess.run(["/usr/bin/python3", "-c", code, str(tool / SCRIPT.name), str(folder / (journal + ".db")), "--dry-run"],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=environment(TMPDIR="/tmp"), cwd="/tmp")
+        assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(str(folder))) == ["delete.db", "wal.db"]
+
+
+def test_backup_is_private_complete_and_never_overwrites(tmp_path):
+    path = build(tmp_path / "goals.db", journal="wal")
+    app = sqlite3.connect(path, isolation_level=None)
+    app.execute("INSERT INTO goals (id, type, name) VALUES ('fresh', 'UltimateGoal', 'n')")
+    app.execute("SELECT 1")
+    before = content(path)
+    said = run(path, "--yes", "--backup", tmp_path / "kept.db").stdout
+    app.close()
+    assert content(str(tmp_path / "kept.db")) == before
+    assert os.stat(str(tmp_path / "kept.db")).st_mode & 0o777 == 0o600
+    assert "--restore %s" % (tmp_path / "kept.db") in said
+    again = build(tmp_path / "again.db")
+    kept = digest(tmp_path / "kept.db")
+    run(again, "--yes", "--backup", tmp_path / "kept.db", status=2)
+    assert digest(tmp_path / "kept.db") == kept
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_restore_brings_the_backup_back_and_keeps_what_was_there(tmp_path, journal):
+    path = build(tmp_path / "goals.db", journal=journal)
+    before = content(path), schema(path)
+    run(path, "--yes", "--backup", tmp_path / "kept.db")
+    script(path, "INSERT INTO goals (id, type, name) VALUES ('written', 'UltimateGoal', 'since')")
+    idle = sqlite3.connect(path)
+    run(path, "--restore", tmp_path / "kept.db", "--yes", status=None)
+    idle.close()
+    run(path, "--restore", tmp_path / "kept.db", "--yes")
+    assert (content(path), schema(path)) == before
+    assert query(path, "PRAGMA journal_mode") == [(journal,)]
+    aside = sorted(name for name in os.listdir(str(tmp_path)) if "replaced" in name)[0]
+    assert query(tmp_path / aside, "SELECT name FROM goals WHERE id = 'written'") == [("since",)]
+    run(path, "--yes", "--no-backup")
+
+
+def test_restore_refuses_what_is_no_sound_database_of_this_app(migrated, tmp_path):
+    before = digest(migrated)
+    (tmp_path / "text").write_text("no database")
+    script(tmp_path / "other", "CREATE TABLE x (y)")
+    (tmp_path / "cut").write_bytes(SAMPLE.read_bytes()[:50000])
+    for name, status in (("text", 2), ("other", 2), ("cut", 1), ("missing", 2)):
+        run(migrated, "--restore", tmp_path / name, "--yes", status=status)
+    assert digest(migrated) == before
+
+
+@pytest.mark.parametrize("wreck", [None, b"", b"not a database at all" * 400])
+def test_restore_over_a_lost_or_wrecked_database(tmp_path, wreck):
+    path = build(tmp_path / "goals.db")
+    before = content(path)
+    shutil.copy(path, str(tmp_path / "kept.db"))
+    os.unlink(path)
+    if wreck is not None:
+        (tmp_path / "goals.db").write_bytes(wreck)
+    run(path, "--restore", tmp_path / "kept.db", "--yes")
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_output_equals_the_live_run_and_leaves_nothing_on_failure(tmp_path, journal):
+    path = build(tmp_path / "goals.db", journal=journal)
+    before = digest(path)
+    run(path, "--output", tmp_path / "copy.db")
+    assert digest(path) == before
+    run(path, "--yes", "--no-backup")
+    assert without_log(content(tmp_path / "copy.db")) == without_log(content(path))
+    assert schema(tmp_path / "copy.db") == schema(path)
+    kept = digest(tmp_path / "copy.db")
+    run(path, "--output", tmp_path / "copy.db", status=2)
+    assert digest(tmp_path / "copy.db") == kept
+    script(build(tmp_path / "bad.db"), "UPDATE metric_values SET value = -1")
+    run(tmp_path / "bad.db", "--output", tmp_path / "no.db", status=3)
+    assert sorted(os.listdir(str(tmp_path))) == ["bad.db", "copy.db", "goals.db"]
+
+
+@pytest.mark.skipif(not shutil.which("sqlite3"), reason="needs the sqlite3 shell")
+def test_the_sql_script_replays_to_the_same_result(tmp_path):
+    path = build(tmp_path / "goals.db", "half-migrated")
+    script(path, "INSERT INTO session_templates (id, root_id, name) VALUES ('twin', 'goal-0-00', 'Template')")
+    replayed = shutil.copy(path, str(tmp_path / "replayed.db"))
+    run(path, "--yes", "--no-backup", "--repair", "--sql", tmp_path / "run.sql")
+    text = (tmp_path / "run.sql").read_text()
+    assert text.startswith("-- Made by") and ".bail on" in text and text.rstrip().endswith("COMMIT;")
+    subprocess.run(["sqlite3", replayed], stdin=open(str(tmp_path / "run.sql")), check=True, stdout=subprocess.DEVNULL)
+    assert content(replayed) == content(path) and schema(replayed) == schema(path)
+    run(replayed, "--verify")
+    failed = subprocess.run(["sqlite3", str(tmp_path / "empty.db")], stdin=open(str(tmp_path / "run.sql")),
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert failed.returncode and query(tmp_path / "empty.db", "SELECT count(*) FROM sqlite_master") == [(0,)]
+
+
+REPORT_KEYS = {"status", "exit_code", "message", "started", "seconds", "database", "versions", "options", "phases",
+               "decisions", "warnings", "repairs", "verification", "references_to_missing_rows",
+               "crossing_fractals", "backup"}
+
+
+def test_the_report_has_its_shape_on_success_failure_and_decision(database, tmp_path):
+    done = run(database, "--yes", "--report", "-")
+    report = json.loads(done.stdout)
+    assert set(report) == REPORT_KEYS and report["status"] == "done" and report["exit_code"] == 0
+    assert [phase["phase"] for phase in report["phases"]] == ["columns", "backfill", "constraints", "indexes", "verify"]
+    assert os.path.exists(report["backup"]) and "[5/5]" in done.stderr
+    logged = json.loads(query(database, "SELECT report FROM migration_log")[0][0])
+    assert set(logged) == REPORT_KEYS and logged["phases"] == report["phases"]
+    script(build(tmp_path / "bad.db"), "UPDATE metric_values SET value = -1 WHERE rowid = 1")
+    for path, status, word in ((tmp_path / "bad.db", 3, "decision"), (tmp_path / "none.db", 2, "usage")):
+        failed = json.loads(run(path, "--yes", "--report", "-", status=status).stdout)
+        assert set(failed) == REPORT_KEYS and failed["status"] == word and failed["exit_code"] == status
+    assert len(failed["decisions"]) == 0
+
+
+def test_a_report_or_script_never_overwrites_a_database(database):
+    before = digest(database)
+    for flag in ("--report", "--sql"):
+        run(database, "--yes", flag, database, status=2)
+    assert digest(database) == before
+
+
+def mutated(data, rng):
+    data = bytearray(data)
+    kind = rng.randrange(4)
+    if kind == 0:
+        return bytes(data[:rng.randrange(1, len(data))])
+    if kind == 1:
+        data[rng.randrange(16, 100)] = rng.randrange(256)
+        return bytes(data)
+    for _ in range(rng.choice([1, 4, 30])):
+        data[rng.randrange(100, len(data))] = rng.randrange(256)
+    return bytes(data)
+
+
+def test_hostile_files_never_crash_and_are_never_called_done(tmp_path):
+    """A seeded loop; HOSTILE=1000 tries as many as the README states."""
+    original = open(build(tmp_path / "original.db", fractals=1, instances=10), "rb").read()
+    path = tmp_path / "goals.db"
+    for seed in range(int(os.environ.get("HOSTILE", 40))):
+        path.write_bytes(mutated(original, random.Random(seed)))
+        before = digest(path)
+        done = run(path, "--yes", "--no-backup", "-q", status=None)
+        assert done.returncode in (0, 1, 2, 3), seed
+        if done.returncode:
+            assert digest(path) == before, seed
+        else:
+            assert query(path, "PRAGMA integrity_check") == [("ok",)], seed
+        for name in os.listdir(str(tmp_path)):
+            if name not in ("original.db", "goals.db"):
+                os.unlink(str(tmp_path / name))
+
+
+def test_names_and_values_are_data_nowhere_sql(tmp_path):
+    path = build(tmp_path / "goals.db", instances=3)
+    odd = "x\"]`'; DROP TABLE goals; --\n"
+    script(path, 'CREATE TABLE "%s" ("%s" TEXT)' % (odd.replace('"', '""'), odd.replace('"', '""')),
+           'ALTER TABLE goals ADD COLUMN "%s" TEXT' % odd.replace('"', '""'),
+           ("UPDATE goals SET name = ?", (odd,)),
+           ("INSERT INTO session_templates (id, root_id, name) VALUES (?, 'goal-0-00', ?)", (odd, odd)),
+           ("INSERT INTO session_templates (id, root_id, name) VALUES (?, 'goal-0-00', ?)", (odd + "2", odd)))
+    before = content(path)
+    run(path, "--yes", "--no-backup", "--repair")
+    assert_kept(before, content(path), ("root_id", "name"))
+    run(path, "--verify")
+
+
+@pytest.mark.parametrize("name", ["with space.db", "what?.db", "a#b.db", "100%25.db", "zi\u00e9l\U0001f3af.db", "file:x?mode=ro.db"])
+def test_odd_paths_work(tmp_path, name):
+    path = build(tmp_path / name, instances=2)
+    run(path, "--dry-run")
+    run(name, "--yes", cwd=tmp_path)
+    run(path, "--verify")
+    assert len(os.listdir(str(tmp_path))) == 2
+
+
+def test_a_link_and_the_environment_name_the_database(tmp_path):
+    (tmp_path / "data").mkdir()
+    real = build(tmp_path / "data" / "real.db", instances=2)
+    os.symlink(real, str(tmp_path / "link.db"))
+    run("--yes", cwd=tmp_path, env={"DATABASE_PATH": str(tmp_path / "link.db")})
+    assert os.path.islink(str(tmp_path / "link.db"))
+    run(real, "--verify")
+    assert len(os.listdir(str(tmp_path / "data"))) == 2
