@@ -33,6 +33,7 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -42,7 +43,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.parse
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 VERSION = "1.0.0 (2026-11-22)"
@@ -115,7 +115,7 @@ TABLES: Dict[str, Dict[str, str]] = {
     },
 }
 # References that an existing column must have as well, not only a new one.
-MUST_REFERENCE = {("activity_definitions", "group_id"): False, ("metric_values", "split_definition_id"): True}
+MUST_REFERENCE = {("activity_definitions", "group_id"), ("metric_values", "split_definition_id")}
 
 # table -> (its column, the parent table whose row gives the root), the first that
 # exists wins; goals have rules of their own (derive_goals); no entry: as stored.
@@ -252,9 +252,10 @@ def literal(value: Any) -> str:
         return "NULL" if value is None else "9e999" if value == float("inf") else repr(value)
     if isinstance(value, bytes):
         return "x'%s'" % value.hex()
-    if "\0" in value:
+    if any("\ud800" <= c <= "\udfff" for c in value):  # bytes that are no UTF-8
         return "CAST(x'%s' AS TEXT)" % value.encode("utf-8", "surrogateescape").hex()
-    return "'" + str(value).replace("'", "''") + "'"
+    text = "'" + value.replace("'", "''").replace("\0", "' || char(0) || '") + "'"
+    return "(%s)" % text if "\0" in value else text
 
 
 class Token(NamedTuple):
@@ -278,8 +279,8 @@ class Token(NamedTuple):
 
 
 TOKEN = re.compile(r"""
-    (?P<space>\s+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
-  | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]) | (?P<word>[\w$]+) | (?P<op>.)
+    (?P<space>[ \t\n\f\r]+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
+  | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]) | (?P<word>[A-Za-z0-9_$\x80-\U0010ffff]+) | (?P<op>.)
     """, re.VERBOSE | re.DOTALL)
 
 
@@ -370,17 +371,25 @@ class Table(NamedTuple):
     key: str                    # SQL for the row's key: a name of the rowid, or "id" WITHOUT ROWID
     rowid: bool
     strict: bool
+    parents: Dict[str, str]     # the tables that its reference columns mean
 
     def has(self, *columns: str) -> bool:
         return all(column.lower() in self.columns for column in columns)
 
     def text(self, alias: str, column: str) -> str:
-        """SQL for a column as VARCHAR would hold it: '7' for the number 7 in a STRING column."""
+        """SQL for a column as VARCHAR would hold it: '7' for the number 7 in a STRING column,
+        or '007' where the column refers to that id and to no other that reads as 7."""
         name = "%s.%s" % (alias, quote(column))
         if not self.has(column):
             return "NULL"
         kind = self.columns[column.lower()].type.upper()
-        return name if any(word in kind for word in ("CHAR", "TEXT", "CLOB")) and "INT" not in kind else as_text(name)
+        if any(word in kind for word in ("CHAR", "TEXT", "CLOB")) and "INT" not in kind:
+            return name
+        parent = self.parents.get(column.lower())
+        if not parent or not is_string(kind):
+            return as_text(name)
+        return ("CASE WHEN typeof({0}) IN ('integer', 'real') THEN COALESCE((SELECT CASE WHEN count(*) = 1 THEN min(p.id) "
+                "END FROM main.{1} p WHERE p.id = {0}), {2}) ELSE {0} END").format(name, quote(parent), as_text(name))
 
 
 def as_text(name: str) -> str:
@@ -399,6 +408,13 @@ def is_string(kind: str) -> bool:
     return re.fullmatch(r"\s*STRING\s*(\(.*\))?\s*", kind, re.IGNORECASE) is not None
 
 
+def is_numeric(kind: str) -> bool:
+    """Whether a declared type has an affinity that turns text into numbers (https://sqlite.org/datatype3.html)."""
+    text = kind.upper()
+    return not is_string(text) and ("INT" in text or not (
+        text == "" or text == "ANY" or any(word in text for word in ("CHAR", "CLOB", "TEXT", "BLOB"))))
+
+
 def read_table(db: "Database", name: str) -> Optional[Table]:
     """Table `name` of the database, whatever its case; None if there is none."""
     found = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'table' AND lower(name) = %s"
@@ -412,7 +428,8 @@ def read_table(db: "Database", name: str) -> Optional[Table]:
     rowid = "WITHOUT" not in options
     free = [alias for alias in ("rowid", "_rowid_", "oid") if alias not in columns]
     key = "".join(free[:1]) if rowid else quote("id")
-    return Table(actual, sql, columns, key, rowid, "STRICT" in options)
+    parents = {column: parent for owner, column, parent in REFERENCES if owner == name}
+    return Table(actual, sql, columns, key, rowid, "STRICT" in options, dict(parents, root_id="goals"))
 
 
 def read_schema(db: "Database") -> Dict[str, Table]:
@@ -421,24 +438,30 @@ def read_schema(db: "Database") -> Dict[str, Table]:
     Raises Stop (status 2) for a database that is not ours, and (status 1) for a table
     that could not be recreated without loss, saying which and why.
     """
-    schema = {}
+    schema: Dict[str, Table] = {}
+    goals = [row[0].lower() for row in db.all("SELECT p.name FROM main.sqlite_master m, pragma_table_info(m.name) p "
+                                              "WHERE m.type = 'table' AND lower(m.name) = 'goals'")]
+    if not {"id", "type", "name", "parent_id"} <= set(goals):
+        raise Stop("%s is no Fractal Goals database: it has no table goals with id, type, name, parent_id"
+                   % db.path, 2, "name the app's own database")
     for name in list(TABLES) + ["sessions", "practice_session_goals"]:
         try:
             if name in TABLES and db.all("SELECT 1 FROM main.sqlite_master WHERE lower(name) = '%s' "
-                                         "AND type <> 'table'" % name):
-                raise Stop("it is something else than a table")
+                                         "AND type = 'view'" % name):
+                raise Stop("it is a view")
             table = read_table(db, name)
-            if table:
+            if table and (name in TABLES or re.match(r"(?i)create\s+table\b", table.sql)):
                 schema[name] = table
             if table and name in TABLES:
                 check_shape(db, table, name)
         except Stop as stop:
             raise Stop("table %s can't be migrated: %s" % (name, stop),
                        advice="give it a shape that the README's section on limits allows") from None
-    goals = schema.get("goals")
-    if not goals or not goals.has("id", "type", "name", "parent_id"):
-        raise Stop("%s is no Fractal Goals database: it has no table goals with id, type, name, parent_id"
-                   % db.path, 2, "name the app's own database")
+    for name, table in schema.items():
+        kind = table.columns["root_id"].type.upper() if name in TABLES and table.has("root_id") else "TEXT"
+        if is_numeric(kind) and (table.strict or not is_numeric(schema["goals"].columns["id"].type)):
+            raise Stop("table %s can't be migrated: its root_id %s would turn text into numbers" % (name, kind),
+                       advice="declare it VARCHAR first")
     return schema
 
 
@@ -454,6 +477,8 @@ def check_shape(db: "Database", table: Table, name: str) -> None:
     keys = [[row[2] for row in db.all("PRAGMA main.index_info(%s)" % quote(index))] for index in unique]
     primary = [(row[1].lower(), row[2].upper()) for row in db.all("PRAGMA main.table_info(%s)" % quote(table.name))
                if row[5]]
+    if not table.rowid and [column for column, _ in primary] != ["id"]:
+        raise Stop("it is WITHOUT ROWID and its PRIMARY KEY is not its id")
     if primary != [("id", "INTEGER")] and not any([str(c).lower() for c in key] == ["id"] for key in keys):
         raise Stop("its id is not unique (no PRIMARY KEY and no UNIQUE on it alone)")
     if table.has("root_id") and table.columns["root_id"].generated:
@@ -466,9 +491,9 @@ def declaration(name: str, column: str, table: Table) -> str:
     """What ALTER TABLE ADD COLUMN can say of a target column now; edit_table says the rest later.
 
     ALTER refuses CURRENT_TIMESTAMP (https://sqlite.org/lang_altertable.html), so the place is
-    kept by an explicit DEFAULT NULL, which no tool writes by itself.
+    kept by DEFAULT (NULL), which nobody else writes.
     """
-    text = TABLES[name][column].replace("CURRENT_TIMESTAMP", "NULL").replace("NOT NULL PRIMARY KEY", "")
+    text = TABLES[name][column].replace("CURRENT_TIMESTAMP", "(NULL)").replace("NOT NULL PRIMARY KEY", "")
     text = re.sub(r"NOT NULL(?! ON CONFLICT)", "", text)
     first, _, rest = text.partition(" ")
     return "%s %s %s" % (quote(column), STRICT_TYPES.get(first, first) if table.strict else first, rest)
@@ -517,10 +542,26 @@ def edit_table_keys(name: str, item: List[Token], edits: List[Tuple[int, int, st
         if (words[at:at + 3] == ["FOREIGN", "KEY", "("] and words[at + 4] == ")" and forced
                 and words[at + 6] == wanted.partition("(")[0].upper()):
             found.append(column)
-            if MUST_REFERENCE.get((name, column), True):
-                end = next((i for i in range(at + 7, len(words)) if words[i] in TABLE_CONSTRAINT), len(words))
-                edits.append((item[at + 5].start, item[end - 1].end, "REFERENCES " + wanted))
+            end = next((i for i in range(at + 7, len(words)) if words[i] in TABLE_CONSTRAINT), len(words))
+            edit_action(item[at + 5:end], wanted, edits)
     return found
+
+
+def edit_action(clause: List[Token], wanted: str, edits: List[Tuple[int, int, str]]) -> None:
+    """Make the ON DELETE of a REFERENCES clause that of `wanted`; all else that it says stays."""
+    words = [token.word for token in clause]
+    action = wanted.partition(" ON DELETE ")[2]
+    if not action:
+        return
+    at = words.index("REFERENCES") + 1
+    end = words.index(")", at) if words[at + 1:at + 2] == ["("] else at
+    for i in range(end, len(words) - 2):
+        if words[i:i + 2] == ["ON", "DELETE"]:
+            if words[i + 2] == action:
+                return
+            size = 4 if words[i + 2] in ("SET", "NO") else 3
+            edits += [(token.start, token.end, "") for token in clause[i:i + size]]
+    edits.append((clause[end].end, clause[end].end, " ON DELETE " + action))
 
 
 def edit_column(name: str, item: List[Token], keyed: List[str], edits: List[Tuple[int, int, str]]) -> None:
@@ -530,20 +571,21 @@ def edit_column(name: str, item: List[Token], keyed: List[str], edits: List[Tupl
     target = TABLES[name].get(column, "")
     if len(head) > 1 and is_string(" ".join(token.name for token in head[1:])):
         edits.append((head[1].start, head[1].end, "VARCHAR"))
-    reference = "REFERENCES " + target.partition(" REFERENCES ")[2]
+    reference = target.partition(" REFERENCES ")[2]
     present = [c for c in clauses if clause_kind(c) == "REFERENCES"
-               and clause_target(c) == reference[11:].partition("(")[0].upper()]
+               and clause_target(c) == reference.partition("(")[0].upper()]
+    if column == "root_id" or (name, column) in MUST_REFERENCE:
+        for clause in present:
+            edit_action(clause, reference, edits)
     if column == "root_id":
         plain = [c for c in clauses if clause_kind(c) in ("NOT", "NULL", "DEFAULT")]
-        wanted = ROOT_ID.partition(" REFERENCES")[0] if column in keyed else ROOT_ID
-        replace_clauses(head, plain + present, wanted, edits)
+        replace_clauses(head, plain, ROOT_ID.partition(" REFERENCES")[0] if present or column in keyed else ROOT_ID, edits)
     elif "CURRENT_TIMESTAMP" in target:
-        unset = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "NULL"]]
+        unset = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "(", "NULL", ")"]]
         if unset:
             replace_clauses(head, unset, "DEFAULT CURRENT_TIMESTAMP", edits)
-    elif (name, column) in MUST_REFERENCE and column not in keyed:
-        if not present or MUST_REFERENCE[(name, column)]:
-            replace_clauses(head, present, reference, edits)
+    elif (name, column) in MUST_REFERENCE and column not in keyed and not present:
+        replace_clauses(head, [], "REFERENCES " + reference, edits)
 
 
 def clause_target(clause: List[Token]) -> str:
@@ -565,11 +607,12 @@ def replace_clauses(head: List[Token], dropped: List[List[Token]], wanted: str,
 
 ACTIVE: List[sqlite3.Connection] = []
 SIGNALS: List[int] = []
+CHANGED: List[str] = []  # what has been done for good: no signal may deny it any more
 
 
 def check_interrupt() -> None:
-    """Raise Stop with 130 or 143 once a signal has come."""
-    if SIGNALS:
+    """Raise Stop with 130 or 143 once a signal has come, unless the work is done for good."""
+    if SIGNALS and not CHANGED:
         name = signal.Signals(SIGNALS[0]).name
         raise Stop("interrupted by %s" % name, 128 + SIGNALS[0], "run it again when it suits")
 
@@ -621,7 +664,7 @@ class Database:
     def __init__(self, path: str, mode: str = "rw", timeout: float = 5.0, show: Callable[[str], None] = str) -> None:
         self.path, self.timeout, self.show = path, timeout, show
         self.script: List[str] = []
-        uri = "file:%s?mode=%s" % (urllib.parse.quote(os.path.abspath(path)), mode)
+        uri = "%s?mode=%s" % (pathlib.Path(os.path.abspath(path)).as_uri(), mode)
         self.connection = sqlite3.connect(uri, uri=True, timeout=0.1, isolation_level=None,
                                           check_same_thread=False)
         self.connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
@@ -742,8 +785,13 @@ def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
     # known first, then those with one known, then, for a ring of links, one as it stands.
     steps = [linked % "AND k.session NOT IN (SELECT session FROM goal_link WHERE goal NOT IN (SELECT key FROM root_goals))",
              linked % ""]
-    steps.append(tops.format(key=key, own=own, table=table, which="IN (SELECT session FROM goal_link "
-                             "WHERE session NOT IN (SELECT key FROM root_goals) ORDER BY session LIMIT 1)"))
+    blocked = "session NOT IN (SELECT key FROM root_goals)"
+    ring = """IN (WITH RECURSIVE
+            edge(a, b) AS (SELECT child, parent FROM goal_parent UNION ALL SELECT session, goal FROM goal_link),
+            reach(session, at) AS (SELECT session, goal FROM goal_link WHERE {0}
+                                   UNION SELECT reach.session, edge.b FROM reach JOIN edge ON edge.a = reach.at)
+        SELECT COALESCE(min(CASE WHEN at = session THEN session END), min(session)) FROM reach)""".format(blocked)
+    steps.append(tops.format(key=key, own=own, table=table, which=ring))
     left = "SELECT count(*) FROM goal_link WHERE session NOT IN (SELECT key FROM root_goals)"
     while db.value(left):
         if not any(db.run(walk.format(tops=step, stored=stored, table=table, key=key)) for step in steps):
@@ -785,6 +833,10 @@ def derive(db: Database, schema: Dict[str, Table]) -> None:
 # --------------------------------------------------------------------------
 # 5. Triggers: fill, guard, move (DESIGN.md section 4)
 # --------------------------------------------------------------------------
+
+# NULL as well as '': without the phase constraints the column may be a plain one.
+EMPTY = "COALESCE(NEW.root_id, '') = ''"
+
 
 class Trigger(NamedTuple):
     name: str
@@ -844,13 +896,11 @@ def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     columns = ", ".join(column for column, _ in parents) or "id"
     mismatch = refuse("root_id does not match: this row of %s belongs to the fractal of its %s"
                       % (name, " or ".join(column for column, _ in parents)))
+    orphan = refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (name, columns) if parents
+                    else "%s.root_id is missing: name the fractal" % name) + " WHERE %s IS NULL" % root
     found = [
-        trigger("trg_%s_fill" % name, "AFTER INSERT", table, "NEW.root_id = ''",
-                here),
-        trigger("trg_%s_refill" % name, "AFTER UPDATE OF root_id", table, "NEW.root_id = ''",
-                refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (name, columns)
-                       if parents else "%s.root_id is missing: name the fractal" % name)
-                + " WHERE %s IS NULL" % root, here)]
+        trigger("trg_%s_%s" % (name, kind), event, table, EMPTY, orphan, here)
+        for kind, event in (("fill", "AFTER INSERT"), ("refill", "AFTER UPDATE OF root_id"))]
     if parents:
         found += [
             trigger("trg_%s_guard_insert" % name, "BEFORE INSERT", table,
@@ -863,11 +913,7 @@ def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
 
 
 def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
-    """Keep the children's roots when a parent row comes, changes its root, or goes.
-
-    While a fractal is being deleted its root is gone already: nothing may then be moved
-    away from under the cascade.
-    """
+    """Keep the children's roots when a parent row comes, changes its root, or goes."""
     table = schema[name].name
     moved, gone = follow(schema, name, "NEW"), follow(schema, name, "OLD")
     if not moved:
@@ -875,8 +921,7 @@ def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     return [trigger("trg_%s_adopt" % name, "AFTER INSERT", table, "NEW.root_id <> ''", *moved),
             trigger("trg_%s_follow" % name, "AFTER UPDATE OF root_id", table,
                     "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''", *moved),
-            trigger("trg_%s_orphan" % name, "AFTER DELETE", table,
-                    "EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)", *gone)]
+            trigger("trg_%s_orphan" % name, "AFTER DELETE", table, "", *gone)]
 
 
 SUBTREE = ("(WITH RECURSIVE sub(id) AS (SELECT id FROM goals WHERE parent_id = {row}.id "
@@ -915,8 +960,8 @@ def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
     table = schema["goals"].name
     found = [
         trigger("trg_goals_fill", "AFTER INSERT", table, "",
-                own + " AND root_id = ''", below, *(sessions + follow(schema, "goals", "NEW"))),
-        trigger("trg_goals_refill", "AFTER UPDATE OF root_id", table, "NEW.root_id = ''",
+                own + " AND COALESCE(root_id, '') = ''", below, *(sessions + follow(schema, "goals", "NEW"))),
+        trigger("trg_goals_refill", "AFTER UPDATE OF root_id", table, EMPTY,
                 refuse("goals.root_id cannot be derived: the row has no id") + " WHERE COALESCE(NEW.id, '') = ''", own),
         trigger("trg_goals_guard_insert", "BEFORE INSERT", table,
                 "NEW.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
@@ -929,15 +974,19 @@ def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
         trigger("trg_goals_cycle_update", "BEFORE UPDATE OF parent_id", table,
                 "NEW.parent_id IS NOT OLD.parent_id AND NEW.id IN %s" % ANCESTORS, cycle),
         trigger("trg_goals_move", "AFTER UPDATE OF parent_id, type", table,
-                "(NEW.parent_id IS NOT OLD.parent_id OR NEW.type IS NOT OLD.type) "
-                "AND EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
+                # Not where ON DELETE SET NULL frees the children of a fractal that is being deleted.
+                "(NEW.parent_id IS NOT OLD.parent_id OR NEW.type IS NOT OLD.type) AND (NEW.parent_id IS NOT NULL "
+                "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.root_id, OLD.parent_id)))",
                 own + " AND root_id <> %s" % root, below),
         trigger("trg_goals_follow", "AFTER UPDATE OF root_id", table, changed, *follow(schema, "goals", "NEW")),
-        trigger("trg_goals_subtree", "AFTER UPDATE OF root_id", table, changed + " AND NOT " + parent_exists,
-                "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id"
-                % SUBTREE.format(row="NEW")),
-        trigger("trg_goals_orphan", "AFTER DELETE", table,
-                "OLD.id = OLD.root_id OR EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
+        # Two of a kind, as a trigger doesn't fire itself: a subtree may hold goals whose linked
+        # sessions follow, and those may have subtrees of their own.
+        *(trigger("trg_goals_%s" % kind, "AFTER UPDATE OF root_id", table,
+                  "%s AND NOT %s AND %s(NEW.type = '%s' AND NEW.parent_id IS NULL)" % (changed, parent_exists, no, SESSION),
+                  "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id"
+                  % SUBTREE.format(row="NEW"))
+          for kind, no in (("subtree", "NOT "), ("session_subtree", ""))),
+        trigger("trg_goals_orphan", "AFTER DELETE", table, "",
                 "UPDATE goals SET root_id = id WHERE parent_id = OLD.id AND root_id <> id", *gone)]
     if sessions:
         found.append(trigger("trg_goals_sessions", "AFTER UPDATE OF root_id", table, changed, *sessions))
@@ -956,14 +1005,13 @@ def link_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
     new, old = (session.format(root, row, SESSION) for row in ("NEW", "OLD"))
     found = [trigger("trg_practice_session_goals_insert", "AFTER INSERT", table, "", new),
              trigger("trg_practice_session_goals_update", "AFTER UPDATE", table, "", new, old),
-             trigger("trg_practice_session_goals_delete", "AFTER DELETE", table, "",
-                     old + " AND EXISTS (SELECT 1 FROM goals r WHERE r.id = goals.root_id)")]
+             trigger("trg_practice_session_goals_delete", "AFTER DELETE", table, "", old)]
     actions = [row[6] for row in db.all("PRAGMA main.foreign_key_list(%s)" % quote(table))
                if row[2].lower() == "goals"]
     if any(action in ("NO ACTION", "RESTRICT") for action in actions):
         # Without this the links would forbid deleting a fractal with foreign keys on.
         found.append(trigger("trg_goals_unlink", "BEFORE DELETE", schema["goals"].name,
-                             "NOT EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
+                             "OLD.id = OLD.root_id OR NOT EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
                              "DELETE FROM %s WHERE %s = OLD.id OR %s = OLD.id" % links))
     return found
 
@@ -1080,7 +1128,8 @@ def find_goal_trouble(db: Database, schema: Dict[str, Table]) -> Iterator[Findin
     if rows:
         links = link_columns(schema) or ("", "", "")
         yield Finding("several fractals", "goals.root_id", "goals", len(rows), [row[0] for row in rows[:5]],
-                      "SELECT * FROM %s WHERE %s IN (%s)" % (links[0], links[1], ", ".join(literal(r[0]) for r in rows)),
+                      "SELECT {1}, group_concat({2}) FROM {0} WHERE {1} IN ({3}) GROUP BY {1}".format(
+                          *links, ", ".join(literal(row[0]) for row in rows)),
                       "--repair (the first link wins), or delete the links that are wrong", True)
     edges = dict(db.all("SELECT child, parent FROM temp.goal_parent WHERE child NOT IN (SELECT key FROM temp.root_goals)"))
     cycle = first_cycle(edges)
@@ -1202,6 +1251,7 @@ class Run:
         self.edited: List[str] = []
         self.counts: Dict[str, Tuple[int, int]] = {}
         self.rows: Dict[str, int] = {}
+        self.before: Dict[str, int] = {}  # references to rows that no longer exist
         self.proven = 0
 
     def survey(self) -> None:
@@ -1218,7 +1268,15 @@ class Run:
                        for name in self.schema if name in TABLES}
         self.rows = {name: db.value("SELECT count(*) FROM main." + quote(table.name))
                      for name, table in self.schema.items() if name in TABLES}
+        self.before = dangling(db, self.schema, REFERENCES[:3])
+        for name in TABLES:
+            for at, (column, _) in enumerate(sources(self.schema, name)):
+                self.before["%s.%s" % (name, column)] = db.value(
+                    "SELECT COALESCE(sum(lost%d), 0) FROM temp.root_%s" % (at, name))
         self.check_preconditions()
+        log = read_table(db, "migration_log")
+        if log and not log.has("id", "run_at", "script_version", "sqlite_version", "report"):
+            raise Stop("there is another table migration_log", advice="rename that table")
 
     def to_recreate(self) -> List[str]:
         """The tables whose text must change; metric_values with its split_definitions, so that
@@ -1358,7 +1416,7 @@ def rebuild(run: Run, name: str, table: Table, text: str) -> int:
         "AND lower(tbl_name) = %s ORDER BY rowid" % literal(table.name.lower())) if row[0].lower() not in ours]
     sequence = (db.all("SELECT seq FROM main.sqlite_sequence WHERE name = " + literal(table.name))
                 if "sqlite_sequence" in taken else [])
-    db.run("CREATE TABLE main.%s%s" % (new, text))
+    db.run("CREATE TABLE main.%s%s" % (new, unqualified(text, table.name)))
     rows = copy_rows(run, name, table, old, new)
     db.run("DROP TABLE main." + old)
     db.run("ALTER TABLE main.%s RENAME TO %s" % (new, old))
@@ -1370,12 +1428,21 @@ def rebuild(run: Run, name: str, table: Table, text: str) -> int:
     return rows
 
 
+def unqualified(text: str, name: str) -> str:
+    """A table's text without its own name before its columns, which a CHECK may say and a new name would belie."""
+    tokens = tokenize(text)
+    for token, dot in reversed(list(zip(tokens, tokens[1:]))):
+        if dot.text == "." and token.kind != "string" and token.name.lower() == name.lower():
+            text = text[:token.start] + text[dot.end:]
+    return text
+
+
 def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
     """Copy and prove a table in ranges of its key, each proven while it is in the cache."""
     db, key = run.db, table.key
     columns = [c for c in table.columns.values() if not c.generated]
     values = {c.name: "r.root" if c.name.lower() == "root_id"
-              else as_text("o." + quote(c.name)) if is_string(c.type) else "o." + quote(c.name) for c in columns}
+              else table.text("o", c.name) if is_string(c.type) else "o." + quote(c.name) for c in columns}
     names = ([key] if table.rowid else []) + [quote(c) for c in values]
     source = "FROM main.%s o LEFT JOIN temp.root_%s r ON r.key = o.%s" % (old, name, key)
     differs = " OR ".join("n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items())
@@ -1418,9 +1485,16 @@ def create_indexes(run: Run) -> Dict[str, Any]:
         db.run("DROP INDEX IF EXISTS main." + quote(name))
         db.run(sql)
     triggers = run.to_trigger()
-    for one in triggers:
-        db.run("DROP TRIGGER IF EXISTS main." + quote(one.name))
-        db.run(one.sql)
+    # SQLite fires the newest trigger first. What others do on an insert must come before the
+    # UPDATE by which ours fills the root, or they would see the update of a row they don't know.
+    ours = {one.name for one in wanted_triggers(db, run.schema)}
+    others = [row[:2] for row in db.all("SELECT name, sql, tbl_name FROM main.sqlite_master WHERE type = 'trigger' "
+                                        "ORDER BY rowid")
+              if row[0].lower() not in ours and row[2].lower() in run.schema and triggers]
+    for name in [row[0] for row in others] + [one.name for one in triggers]:
+        db.run("DROP TRIGGER IF EXISTS main." + quote(name))
+    for sql in [one.sql for one in triggers] + [row[1] for row in others]:
+        db.run(sql)
     db.run("PRAGMA analysis_limit = 1000")
     for name, table in run.schema.items():
         if name in TABLES:
@@ -1456,10 +1530,10 @@ def root_mismatches(db: Database, schema: Dict[str, Table], name: str) -> List[A
             ELSE g.root_id IS NOT g.id END""" % (SESSION, linked or "WHEN 0 THEN 0"))]
 
 
-def dangling(db: Database, schema: Dict[str, Table]) -> Dict[str, int]:
-    """How many rows refer to a row that no longer exists, by table.column."""
+def dangling(db: Database, schema: Dict[str, Table], references: Sequence[Tuple[str, str, str]]) -> Dict[str, int]:
+    """How many rows refer to a row that no longer exists, by table.column; root_id included."""
     found = {}
-    for name, column, parent in REFERENCES:
+    for name, column, parent in references:
         if name in schema and parent in schema and schema[name].has(column) and schema[parent].has("id"):
             found["%s.%s" % (name, column)] = db.value(
                 "SELECT count(*) FROM main.%s c LEFT JOIN main.%s p ON p.id = %s WHERE c.%s IS NOT NULL AND p.id IS NULL"
@@ -1507,6 +1581,19 @@ def sound(db: Database, recreated: Sequence[str]) -> str:
     return "; ".join(said)
 
 
+def broken_triggers(db: Database, schema: Dict[str, Table]) -> List[str]:
+    """Statements on a table that SQLite can't compile, with the triggers that they fire."""
+    faults = []
+    for table in schema.values():
+        columns = [quote(c.name) for c in table.columns.values() if not c.generated]
+        for sql in ("INSERT INTO {0} DEFAULT VALUES", "UPDATE {0} SET {1}", "DELETE FROM {0}"):
+            try:
+                db.all("EXPLAIN " + sql.format(quote(table.name), ", ".join("%s = %s" % (c, c) for c in columns)))
+            except sqlite3.OperationalError as error:
+                faults.append("%s %s: %s" % (sql.split()[0], table.name, error))
+    return faults
+
+
 class Check(NamedTuple):
     name: str
     faults: List[str]
@@ -1525,7 +1612,8 @@ def schema_faults(run: Run) -> Iterator[Check]:
                     "left out on purpose: " + ", ".join(options.skip_constraint) if options.skip_constraint else "")
     yield Check("indexes", ["index %s is missing or differs" % name for name in run.to_index()], "")
     if "backfill" in options.phases:
-        yield Check("triggers", ["trigger %s is missing or differs" % one.name for one in run.to_trigger()], "")
+        yield Check("triggers", ["trigger %s is missing or differs" % one.name for one in run.to_trigger()]
+                    + broken_triggers(run.db, schema), "")
 
 
 def lacking(name: str, table: Table, skip: Sequence[str]) -> str:
@@ -1539,7 +1627,7 @@ def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List
     checks = list(schema_faults(run))
     if "backfill" in run.options.phases and not checks[0].faults:
         checks.append(root_check(run, standalone))
-        lost = dangling(db, schema)
+        lost = dangling(db, schema, REFERENCES)
         run.report["references_to_missing_rows"] = {key: count for key, count in lost.items() if count}
         more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (
             key, count, count - before.get(key, 0)) for key, count in lost.items()
@@ -1667,8 +1755,8 @@ def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: 
 
 
 @contextlib.contextmanager
-def private_file(final: str) -> Iterator[str]:
-    """A new 0600 file beside `final`, given that name at the end; removed if that is not reached.
+def private_file(final: str, make_way: Callable[[], Any] = bool) -> Iterator[str]:
+    """A new 0600 file beside `final`, given that name at the end, after `make_way`; removed if that is not reached.
 
     Never overwrites: a link fails where the name is taken, as a rename would not.
     """
@@ -1678,6 +1766,7 @@ def private_file(final: str) -> Iterator[str]:
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
+        make_way()
         try:
             os.link(partial, final)
         except FileExistsError:
@@ -1780,14 +1869,9 @@ def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) 
         aside = free_name(path, "replaced")
         report.update(backup=os.path.abspath(backup), kept_aside=aside)
         if not os.path.exists(path) or not readable(path, options.timeout):
-            move_aside(path, aside)
-            with private_file(path) as partial, contextlib.closing(sqlite3.connect(partial)) as copy:
-                copy_pages(source.connection, copy, options.timeout, out, "  restore")
+            put_in_place(source, path, aside, options.timeout, out)
         else:
             replace_content(source, path, aside, options.timeout, out)
-        with Database(path, "rw", options.timeout) as db:
-            if db.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(db) != row_counts(source):
-                raise Stop("the restored database does not equal the backup; the content before is in " + aside)
     if os.path.exists(aside):
         out.line("The content before is kept in %s" % aside)
     out.last("Done: %s is as %s was." % (path, backup))
@@ -1805,13 +1889,28 @@ def readable(path: str, timeout: float) -> bool:
         return False
 
 
-def move_aside(path: str, aside: str) -> None:
-    """Give a file that is no database any more another name, with the -wal and -journal that belong to it."""
-    for end in ("", "-wal", "-journal"):
-        if os.path.exists(path + end):
-            os.rename(path + end, aside + end)
-    with contextlib.suppress(OSError):
-        os.unlink(path + "-shm")
+def check_equal(db: Database, source: Database) -> None:
+    if db.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(db) != row_counts(source):
+        raise Stop("the restored database does not equal the backup", advice="look at the disk and run again")
+
+
+def put_in_place(source: Database, path: str, aside: str, timeout: float, out: "Output") -> None:
+    """Restore where there is no database that SQLite could write into: the file there, if any, is renamed
+    with the -wal and -journal that belong to it, but not before the new one is complete."""
+    like = os.stat(path if os.path.exists(path) else source.path)
+    ends = ("", "-wal", "-journal")
+    with private_file(path, lambda: [os.rename(path + end, aside + end) for end in ends
+                                     if os.path.exists(path + end)]) as partial:
+        with contextlib.closing(sqlite3.connect(partial)) as copy:
+            copy_pages(source.connection, copy, timeout, out, "  restore")
+        with Database(partial) as copied:
+            check_equal(copied, source)
+        os.chmod(partial, like.st_mode & 0o777)
+        with contextlib.suppress(AttributeError, OSError):
+            os.chown(partial, like.st_uid, like.st_gid)
+        with contextlib.suppress(OSError):
+            os.unlink(path + "-shm")
+    CHANGED.append("the backup is restored")
 
 
 def replace_content(source: Database, path: str, aside: str, timeout: float, out: "Output") -> None:
@@ -1823,9 +1922,16 @@ def replace_content(source: Database, path: str, aside: str, timeout: float, out
         db.all("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
         with private_file(aside) as partial, contextlib.closing(sqlite3.connect(partial)) as copy:
             copy_pages(db.connection, copy, timeout, out, "  keep aside")
-        copy_pages(source.connection, db.connection, timeout, out, "  restore")
+        try:
+            if db.value("PRAGMA page_size") != source.value("PRAGMA page_size"):
+                db.all("PRAGMA journal_mode = DELETE")  # the page size of a WAL database can't change
+            copy_pages(source.connection, db.connection, timeout, out, "  restore")
+        except BaseException:
+            os.unlink(aside)
+            raise
+        CHANGED.append("the backup is restored; the content before is in %s" % aside)
         db.all("PRAGMA locking_mode = NORMAL")
-        db.all("SELECT count(*) FROM main.sqlite_master")
+        check_equal(db, source)
 
 
 # --------------------------------------------------------------------------
@@ -1837,14 +1943,14 @@ class Output:
 
     def __init__(self, stream: Any, quiet: bool, verbose: bool) -> None:
         self.stream, self.quiet, self.verbose = stream, quiet, verbose
-        self.live = bool(stream.isatty()) and not quiet
+        self.live = bool(stream and stream.isatty()) and not quiet
         self.colour = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self.started: Dict[str, float] = {}
         self.shown, self.width = 0.0, 0
 
     def write(self, text: str, end: str = "\n") -> None:
         """Print; a reader that went away (`| head`) must not stop a migration."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             if self.width:
                 self.stream.write("\r" + " " * self.width + "\r")
                 self.width = 0
@@ -1937,14 +2043,20 @@ def confirm(options: argparse.Namespace, out: Output, verb: str, path: str) -> N
     if not sys.stdin or not sys.stdin.isatty():
         raise Stop("no terminal to ask on", 2, "add --yes")
     out.write("Type 'yes' to %s %s: " % (verb, os.path.basename(path)), end="")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def leave(number: int, frame: Any) -> None:
+        SIGNALS.append(number)
+        raise InterruptedError
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    answer = ""
     try:
         answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        SIGNALS.append(signal.SIGINT)
-        answer = ""
+    except InterruptedError:
+        pass
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     check_interrupt()
     if answer.strip() != "yes":
         raise Stop("cancelled", 0)
@@ -1994,21 +2106,29 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
         out.line("  database %s, %s, journal mode %s" % (options.path, mib(size_of(options.path)), mode))
         out.line("  script %s, Python %d.%d.%d, SQLite %s" % ((VERSION,) + sys.version_info[:3] + (sqlite3.sqlite_version,)))
         if run.nothing_to_do():
-            report["status"] = "nothing to do"
-            out.last("Nothing to do: %s is migrated." % options.path)
-            return 0
+            said = sound(db, [])  # nothing is rebuilt, so nothing renews a damaged index
+            if said != "ok":
+                raise Stop("%s is damaged: %s" % (options.path, said), advice="try REINDEX in the sqlite3 shell")
+            return say_nothing_to_do(options, out, report)
         show_plan(run, space, backup)
         check_decisions(run)
         if not (options.dry_run or options.output):
             confirm(options, out, "migrate", path)
         digest = file_digest(path) if options.dry_run else ""
         started = time.monotonic()
-        transact(run, version, backup)
+        try:
+            backup = transact(run, version, backup)
+        except NothingToDo:
+            return say_nothing_to_do(options, out, report)
         if options.dry_run and file_digest(path) != digest:
             raise Stop("the rollback did not bring the snapshot back", advice="please report this")
-        if options.sql:
-            write_file(options.sql, script_text(run, options.path))
         summary(run, backup, time.monotonic() - started)
+    return 0
+
+
+def say_nothing_to_do(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
+    report["status"] = "nothing to do"
+    out.last("Nothing to do: %s is migrated." % options.path)
     return 0
 
 
@@ -2033,8 +2153,11 @@ def file_digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def transact(run: Run, version: int, backup: Optional[str]) -> None:
-    """Everything that changes the file, in one transaction; rolled back under --dry-run and on any failure."""
+def transact(run: Run, version: int, backup: Optional[str]) -> Optional[str]:
+    """Everything that changes the file, in one transaction; rolled back under --dry-run and on any failure.
+
+    Returns the path of the backup, if one was made.
+    """
     db, options, report = run.db, run.options, run.report
     for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "cache_size = -%d" % CACHE_KIB, "threads = 2"):
         db.all("PRAGMA " + pragma)
@@ -2043,20 +2166,44 @@ def transact(run: Run, version: int, backup: Optional[str]) -> None:
         if db.value("PRAGMA main.data_version") != version:
             db.script.clear()
             run.survey()  # someone wrote since: look again, now under the lock
+            if run.nothing_to_do():
+                raise NothingToDo
             check_decisions(run)
         if backup:
+            backup = options.backup and backup or free_name(db.path, "backup")
             make_backup(db, backup, run.out)
             report["backup"] = backup
         if run.findings:
             make_repairs(run)
         run_phases(run)
         write_log(run)
+        if options.sql:
+            write_file(options.sql, script_text(run, options.path))
         check_interrupt()
         db.all("ROLLBACK" if options.dry_run else "COMMIT")
-    except BaseException:
+        if not (options.dry_run or options.output):
+            CHANGED.append("the migration is committed")
+    except BaseException as error:
         if db.connection.in_transaction:
             db.connection.execute("ROLLBACK")
+        forget_backup(report, error)
         raise
+    return backup
+
+
+class NothingToDo(Exception):
+    """Another run has migrated the database while this one waited for the lock."""
+
+
+def forget_backup(report: Dict[str, Any], error: BaseException) -> None:
+    """After a rollback the database is what its backup is: delete that, or name it where the disk may be at fault."""
+    if not report["backup"]:
+        return
+    if isinstance(error, Stop) or is_locked(error):
+        os.unlink(report["backup"])
+        report["backup"] = None
+    else:
+        report["warnings"].append("a complete backup is left in %s" % report["backup"])
 
 
 def make_repairs(run: Run) -> None:
@@ -2065,7 +2212,8 @@ def make_repairs(run: Run) -> None:
     repairs = run.report["repairs"]
     findings = run.findings
     while findings:
-        repairs += repair(run.db, run.schema, findings, now)
+        lost = [f for f in findings if f.kind == "no fractal"]  # first: a row that goes needs no new name
+        repairs += repair(run.db, run.schema, lost or findings, now)
         run.survey()
         findings = [f for f in run.findings if f.kind != "several fractals"]
     run.findings = []
@@ -2086,7 +2234,7 @@ def run_phases(run: Run) -> None:
             phase == "indexes" and (run.to_index() or run.to_trigger()))
         run.out.title("[%d/5] %s%s" % (number, title, " (left out by --phases)" if skipped else ""))
         if not phase:
-            checks = verify(run, None, False)
+            checks = verify(run, run.before, False)
             done = {"checks": show_checks(run, checks)}
             faults = [fault for check in checks for fault in check.faults]
             if faults:
@@ -2143,20 +2291,33 @@ def shell_quote(text: str) -> str:
 
 
 def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
-    """--verify: every check of a run on DATABASE as it is, read-only; 1 if one finds a fault."""
+    """--verify: every check of a run on DATABASE as it is, read-only; 1 if one finds a fault.
+
+    On a snapshot where reading in place would leave files or needs the recovery after a crash.
+    """
     check_file(options.path)
-    alone = is_wal(options.path) and not any(os.path.exists(options.path + end) for end in ("-wal", "-shm"))
-    with Database(options.path, "ro&immutable=1" if alone else "ro", options.timeout, out.statement) as db:
+    crashed = os.path.exists(options.path + "-journal") or (
+        os.path.exists(options.path + "-wal") and not os.path.exists(options.path + "-shm"))
+    if crashed:
+        with tempfile.TemporaryDirectory(prefix="fractal-goals-") as private:
+            copy = os.path.join(private, "snapshot.db")
+            snapshot(options.path, copy, options.timeout, out)
+            return verify_file(options, out, report, copy, "ro")
+    alone = is_wal(options.path) and not os.path.exists(options.path + "-shm")
+    return verify_file(options, out, report, options.path, "ro&immutable=1" if alone else "ro")
+
+
+def verify_file(options: argparse.Namespace, out: Output, report: Dict[str, Any], path: str, mode: str) -> int:
+    with Database(path, mode, options.timeout, out.statement) as db:
         run = Run(db, options, out, report)
         db.all("BEGIN")  # one state of the data for all checks
         run.schema = read_schema(db)
-        before = None
-        for text, in db.all("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1") if has_log(db) else []:
-            logged = json.loads(text)
-            options.skip_constraint = sorted(set(options.skip_constraint) | set(logged["options"]["skip_constraint"]))
-            before = logged.get("references_to_missing_rows")
+        skipped, before = last_log(db)
+        options.skip_constraint = sorted(set(options.skip_constraint + skipped))
         out.title("Verify %s" % options.path)
-        faults = [fault for check in show_verified(run, before) for fault in check.faults]
+        checks = verify(run, before, True)
+        show_checks(run, checks)
+        faults = [fault for check in checks for fault in check.faults]
         if faults:
             report["status"] = "fault"
             out.last("Fault: %s." % "; ".join(faults))
@@ -2165,15 +2326,13 @@ def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, 
     return 0
 
 
-def show_verified(run: Run, before: Optional[Dict[str, int]]) -> List[Check]:
-    checks = verify(run, before, True)
-    show_checks(run, checks)
-    return checks
-
-
-def has_log(db: Database) -> bool:
-    table = read_table(db, "migration_log")
-    return table is not None and table.has("id", "run_at", "script_version", "sqlite_version", "report")
+def last_log(db: Database) -> Tuple[List[str], Optional[Dict[str, int]]]:
+    """What the last run left out on purpose, and its references to missing rows; nothing if there is no such log."""
+    try:
+        logged = json.loads(db.value("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1"))
+        return [n for n in logged["options"]["skip_constraint"] if n in CONSTRAINTS], logged["references_to_missing_rows"]
+    except (sqlite3.OperationalError, IndexError, ValueError, TypeError, KeyError):
+        return [], None
 
 
 def comma_list(text: str) -> List[str]:
@@ -2252,16 +2411,23 @@ def find_database(options: argparse.Namespace, out: Output) -> str:
 
 
 def check_targets(options: argparse.Namespace) -> None:
-    """Raise Stop if --report or --sql would overwrite a database or can't be written."""
-    for flag, path in (("--report", options.report), ("--sql", options.sql)):
-        if not path or path == "-":
+    """Raise Stop where a file to be written has no place, or is also another file of the run."""
+    taken = {options.path + end: "DATABASE" for end in ("", "-wal", "-shm", "-journal")}
+    for flag, path in (("--restore", options.restore), ("--backup", options.backup), ("--output", options.output),
+                       ("--report", options.report), ("--sql", options.sql)):
+        if not path or (flag == "--report" and path == "-"):
             continue
-        if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        real = os.path.realpath(path)
+        if real in taken:
+            raise Stop("%s %s: that is %s" % (flag, path, taken[real]), 2, "name another file")
+        taken[real] = flag
+        if os.path.isdir(real) or not os.path.isdir(os.path.dirname(real)):
             raise Stop("%s %s: no such place for a file" % (flag, path), 2, "name a file in an existing folder")
-        if os.path.isfile(path):
-            with open(path, "rb") as file:
+        if flag in ("--report", "--sql") and os.path.isfile(real):
+            with open(real, "rb") as file:
                 if file.read(15) == b"SQLite format 3":
                     raise Stop("%s %s is a database" % (flag, path), 2, "name another file")
+    options.report_allowed = True
 
 
 def explain(error: BaseException) -> Stop:
@@ -2273,8 +2439,8 @@ def explain(error: BaseException) -> Stop:
         return Stop("no permission: %s" % text, 1, "run as the owner of the file")
     if "readonly" in text or "unable to open" in text:
         return Stop("the database or its folder can't be written: %s" % text, 1, "check owner, permissions and mount")
-    if "disk is full" in text or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return Stop("the disk is full: %s" % text, 1, "make room and run again")
+    if "disk is full" in text or "disk I/O error" in text or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return Stop("the disk is full, over quota or failing: %s" % text, 1, "make room, look at the disk, run again")
     if "not a database" in text or "malformed" in text or "corrupt" in text:
         return Stop("the database is damaged or encrypted: %s" % text, 1, "restore a backup of it, or see sqlite3's .recover")
     return Stop(text, 1, "run with -v to see the statement")
@@ -2282,7 +2448,7 @@ def explain(error: BaseException) -> Stop:
 
 def new_report(options: argparse.Namespace) -> Dict[str, Any]:
     """The report's shape; the README documents it."""
-    chosen = {key: value for key, value in vars(options).items() if key not in ("path", "database")}
+    chosen = {key: value for key, value in vars(options).items() if key not in ("path", "database", "report_allowed")}
     return {"status": "failed", "exit_code": 1, "message": "",
             "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "seconds": 0.0,
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
@@ -2306,7 +2472,7 @@ def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -
         status = verify_database(options, out, report)
     else:
         status = migrate(options, out, report)
-    if report["status"] == "failed":
+    if report["status"] == "failed" and not status:
         report["status"] = "done"
     return status
 
@@ -2322,23 +2488,24 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     try:
         options = make_parser().parse_args(arguments)
     except Stop as stop:
-        print("error: %s; nothing was changed; %s" % (stop, stop.advice), file=sys.stderr)
+        complain("error: %s; nothing was changed; %s" % (stop, stop.advice))
         return stop.status
+    del SIGNALS[:], CHANGED[:]
+    options.report_allowed = False
     out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)
     report, started = new_report(options), time.monotonic()
     try:
         with interruptible():
             status = dispatch(options, out, report)
-    except (Stop, sqlite3.Error, sqlite3.Warning, OSError, MemoryError, UnicodeError, ValueError, OverflowError,
-            KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
         stop = error if isinstance(error, Stop) else explain(error)
         status = stop.status
-        report["status"] = STATUSES.get(status, "failed")
-        report["message"] = str(stop)
+        report.update(status=STATUSES.get(status, "failed"), message=str(stop))
+        said = " ".join("; ".join([str(stop), CHANGED[0] if CHANGED else "nothing was changed", *report["warnings"],
+                                   stop.advice]).rstrip("; ").split())
         out.write("", end="")
-        said = " ".join(("%s; nothing was changed%s" % (stop, "; " + stop.advice if stop.advice else "")).split())
         if status:
-            print("error: " + said, file=sys.stderr)
+            complain("error: " + said)
         else:
             out.last(said[0].upper() + said[1:])
     report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
@@ -2346,18 +2513,25 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     return status
 
 
+def complain(text: str) -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def finish_report(options: argparse.Namespace, report: Dict[str, Any]) -> None:
+    """Write the report; by now a failure to do so is no more than a warning."""
     path = getattr(options, "path", None)
     if path and os.path.isfile(path):
         report["database"].update(bytes_after=size_of(path))
     text = json.dumps(report, indent=2) + "\n"
-    if options.report == "-":
-        sys.stdout.write(text)
-    elif options.report and report["status"] != "usage":
-        try:
+    try:
+        if options.report == "-":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        elif options.report and options.report_allowed:
             write_file(options.report, text)
-        except OSError as error:
-            print("warning: the report could not be written: %s" % error, file=sys.stderr)
+    except (AttributeError, OSError, ValueError) as error:
+        complain("warning: the report could not be written: %s" % error)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ MODELS = [
 \tsession_end DATETIME, \n\ttotal_duration_seconds INTEGER, \n\ttemplate_id VARCHAR, \n\tattributes TEXT,
 \tsession_data TEXT, \n\ttargets TEXT,
 \tPRIMARY KEY (id),
-\tCONSTRAINT goal_type CHECK (type IN ('UltimateGoal', 'LongTermGoal', 'MidTermGoal', 'ShortTermGoal', 'PracticeSession')),
+\tCONSTRAINT goal_type CHECK (type IN ('UltimateGoal', 'LongTermGoal', 'MidTermGoal', 'ShortTermGoal', 'Step', 'PracticeSession')),
 \tFOREIGN KEY(parent_id) REFERENCES goals (id) ON DELETE CASCADE,
 \tFOREIGN KEY(root_id) REFERENCES goals (id)
 )""",

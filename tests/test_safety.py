@@ -238,10 +238,9 @@ def test_dry_run_works_for_a_user_who_may_only_read(tmp_path):
     for part in [tmp_path] + list(tmp_path.parents)[:2]:
         os.chmod(str(part), 0o755)
     for journal in ("delete", "wal"):
-        code = "import os,sys; os.setgid(65534); os.setuid(65534); sys.argv=sys.argv[1:]; exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'))"
-        done = subprocess.run(["/usr/bin/python3", "-c", code, str(tool / SCRIPT.name), str(folder / (journal + ".db")), "--dry-run"],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env=environment(TMPDIR="/tmp"), cwd="/tmp")
+        done = subprocess.run(["/usr/bin/python3", str(tool / SCRIPT.name), str(folder / (journal + ".db")), "--dry-run"],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/tmp",
+                              env=environment(TMPDIR="/tmp"), preexec_fn=lambda: (os.setgid(65534), os.setuid(65534)))
         assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(str(folder))) == ["delete.db", "wal.db"]
 
