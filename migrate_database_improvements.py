@@ -661,7 +661,7 @@ class Database:
     turns, since SQLite's own waiting can't be interrupted; then sqlite3.OperationalError.
     """
 
-    def __init__(self, path: str, mode: str = "rw", timeout: float = 5.0, show: Callable[[str], None] = str) -> None:
+    def __init__(self, path: str, mode: str = "rw", timeout: float = 5.0, show: Callable[[str], Any] = str) -> None:
         self.path, self.timeout, self.show = path, timeout, show
         self.script: List[str] = []
         uri = "%s?mode=%s" % (pathlib.Path(os.path.abspath(path)).as_uri(), mode)
@@ -892,21 +892,22 @@ def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     table, root = schema[name].name, derived(schema, name, "NEW")
     parents = sources(schema, name)
     this = "{0} = NEW.{0}".format(schema[name].key)
-    here = "UPDATE %s SET root_id = %s WHERE %s" % (quote(table), root, this)
+    # COALESCE, so that OR IGNORE in the app's statement can't skip this for a NULL; '' is refused by refill.
+    here = "UPDATE %s SET root_id = COALESCE(%s, '') WHERE %s" % (quote(table), root, this)
     columns = ", ".join(column for column, _ in parents) or "id"
     mismatch = refuse("root_id does not match: this row of %s belongs to the fractal of its %s"
                       % (name, " or ".join(column for column, _ in parents)))
     orphan = refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (name, columns) if parents
                     else "%s.root_id is missing: name the fractal" % name) + " WHERE %s IS NULL" % root
     found = [
-        trigger("trg_%s_%s" % (name, kind), event, table, EMPTY, orphan, here)
-        for kind, event in (("fill", "AFTER INSERT"), ("refill", "AFTER UPDATE OF root_id"))]
+        trigger("trg_%s_fill" % name, "AFTER INSERT", table, EMPTY, here),
+        trigger("trg_%s_refill" % name, "AFTER UPDATE OF root_id", table, EMPTY, orphan, here)]
     if parents:
         found += [
             trigger("trg_%s_guard_insert" % name, "BEFORE INSERT", table,
                     "NEW.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
             trigger("trg_%s_guard_update" % name, "BEFORE UPDATE OF root_id", table,
-                    "NEW.root_id <> '' AND NEW.root_id <> OLD.root_id AND NEW.root_id <> %s" % root, mismatch),
+                    "NEW.root_id <> '' AND NEW.root_id <> OLD.root_id AND OLD.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
             trigger("trg_%s_move" % name, "AFTER UPDATE OF " + columns, table,
                     "NEW.root_id = OLD.root_id AND NEW.root_id <> %s" % root, here)]
     return found
@@ -1041,7 +1042,7 @@ class Finding(NamedTuple):
     kind: str
     name: str       # the constraint, or the table's root_id
     table: str
-    count: int
+    rows: int
     ids: List[Any]
     query: str
     resolve: str
@@ -1145,7 +1146,7 @@ def find_goal_trouble(db: Database, schema: Dict[str, Table]) -> Iterator[Findin
 
 def first_cycle(edges: Dict[Any, Any]) -> List[Any]:
     """One cycle among child -> parent edges, in order; [] if there is none."""
-    done: set = set()
+    done: Dict[Any, None] = {}
     for start in edges:
         path: Dict[Any, None] = {}
         at = start
@@ -1546,10 +1547,26 @@ def dangling(db: Database, schema: Dict[str, Table], references: Sequence[Tuple[
     return found
 
 
-def crossing(db: Database, schema: Dict[str, Table]) -> Dict[str, List[Any]]:
-    """The ids of rows that link two fractals, by what they link."""
+def audit(db: Database, schema: Dict[str, Table], name: str) -> Tuple[int, Dict[str, int], Dict[str, int]]:
+    """One pass over a table: how many rows have a wrong root_id, and, by column, refer to a row that
+    no longer exists or to one of another fractal."""
+    parents = [(at, quote(column), quote(parent.name)) for at, (column, parent) in enumerate(sources(schema, name))]
+    roots = ["NULLIF(p%d.root_id, '')" % at for at, _, _ in parents] + ["c.root_id", "NULL"]
+    counted = ["COALESCE(c.root_id, '') = '' OR c.root_id IS NOT COALESCE(%s)" % ", ".join(roots)]
+    counted += ["c.%s IS NOT NULL AND p%d.id IS NULL" % (column, at) for at, column, _ in parents]
+    counted += ["COALESCE(p%d.root_id <> c.root_id, 0)" % at for at, _, _ in parents]
+    joins = " ".join("LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (parent, at, at, column) for at, column, parent in parents)
+    found = db.all("SELECT %s FROM main.%s c %s" % (
+        ", ".join("COALESCE(sum(%s), 0)" % test for test in counted), quote(schema[name].name), joins))[0]
+    names = ["%s.%s" % (name, column) for column, _ in sources(schema, name)]
+    return found[0], dict(zip(names, found[1:])), dict(zip(names, found[1 + len(names):]))
+
+
+def crossing(db: Database, schema: Dict[str, Table], counted: Dict[str, int]) -> Dict[str, List[Any]]:
+    """The ids of rows that link two fractals, by what they link; `counted`: the references that `audit` saw to."""
     found: Dict[str, List[Any]] = {}
-    pairs = [(name, column, parent.name) for name in TABLES if name in schema for column, parent in sources(schema, name)]
+    pairs = [(name, column, parent.name) for name in TABLES if name in schema for column, parent in sources(schema, name)
+             if counted.get("%s.%s" % (name, column))]
     pairs += [(n, c, schema[p].name) for n, c, p in REFERENCES[1:3] if n in schema and p in schema and schema[n].has(c)]
     for name, column, parent in pairs:
         rows = db.all("SELECT c.id FROM main.%s c JOIN main.%s p ON p.id = c.%s WHERE p.root_id <> c.root_id" % (
@@ -1626,15 +1643,18 @@ def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List
     db, schema = run.db, run.schema
     checks = list(schema_faults(run))
     if "backfill" in run.options.phases and not checks[0].faults:
-        checks.append(root_check(run, standalone))
-        lost = dangling(db, schema, REFERENCES)
+        audits = {name: audit(db, schema, name) for name in TABLES if name != "goals"}
+        checks.append(root_check(run, standalone, audits))
+        lost = dangling(db, schema, REFERENCES[:3])
+        for _, missing, _ in audits.values():
+            lost.update(missing)
         run.report["references_to_missing_rows"] = {key: count for key, count in lost.items() if count}
         more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (
             key, count, count - before.get(key, 0)) for key, count in lost.items()
             if before is not None and count > before.get(key, 0) and not key.endswith(".root_id")]
         checks.append(Check("references", more, "%d to rows that no longer exist, as before" % sum(lost.values())
                             if sum(lost.values()) else ""))
-        cross = crossing(db, schema)
+        cross = crossing(db, schema, {key: count for _, _, found in audits.values() for key, count in found.items()})
         run.report["crossing_fractals"] = {key: {"count": len(ids), "ids": [as_json(i) for i in ids[:20]]}
                                            for key, ids in cross.items()}
         checks.append(Check("isolation", [], "%d rows link two fractals: see the report"
@@ -1650,14 +1670,14 @@ def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List
     return checks
 
 
-def root_check(run: Run, standalone: bool) -> Check:
+def root_check(run: Run, standalone: bool, audits: Dict[str, Any]) -> Check:
     faults = []
     if standalone:
         derive(run.db, run.schema)
         faults += ["goals: %s are in a cycle of parent_id" % ", ".join(map(repr, finding.ids))
                    for finding in find_goal_trouble(run.db, run.schema) if finding.kind == "cycle"]
     for name in TABLES:
-        wrong = root_mismatches(run.db, run.schema, name) if name in run.schema else []
+        wrong = root_mismatches(run.db, run.schema, name) if name == "goals" or audits[name][0] else []
         if wrong:
             faults.append("%s: %d rows have a wrong or empty root_id, id %s" % (
                 name, len(wrong), ", ".join(map(repr, wrong[:3]))))
@@ -1894,13 +1914,18 @@ def check_equal(db: Database, source: Database) -> None:
         raise Stop("the restored database does not equal the backup", advice="look at the disk and run again")
 
 
+def rename_all(path: str, aside: str, ends: Sequence[str]) -> None:
+    for end in ends:
+        if os.path.exists(path + end):
+            os.rename(path + end, aside + end)
+
+
 def put_in_place(source: Database, path: str, aside: str, timeout: float, out: "Output") -> None:
     """Restore where there is no database that SQLite could write into: the file there, if any, is renamed
     with the -wal and -journal that belong to it, but not before the new one is complete."""
     like = os.stat(path if os.path.exists(path) else source.path)
     ends = ("", "-wal", "-journal")
-    with private_file(path, lambda: [os.rename(path + end, aside + end) for end in ends
-                                     if os.path.exists(path + end)]) as partial:
+    with private_file(path, lambda: rename_all(path, aside, ends)) as partial:
         with contextlib.closing(sqlite3.connect(partial)) as copy:
             copy_pages(source.connection, copy, timeout, out, "  restore")
         with Database(partial) as copied:
@@ -2012,8 +2037,8 @@ def show_findings(run: Run) -> None:
     out.title("Decisions")
     for finding in run.findings:
         out.write("  %s: %s, %d rows, id %s%s" % (
-            finding.name, finding.kind, finding.count, ", ".join(map(repr, finding.ids)),
-            ", ..." if finding.count > len(finding.ids) else ""))
+            finding.name, finding.kind, finding.rows, ", ".join(map(repr, finding.ids)),
+            ", ..." if finding.rows > len(finding.ids) else ""))
         out.write("    show    %s" % finding.query)
         out.write("    resolve %s" % finding.resolve)
 
@@ -2159,7 +2184,8 @@ def transact(run: Run, version: int, backup: Optional[str]) -> Optional[str]:
     Returns the path of the backup, if one was made.
     """
     db, options, report = run.db, run.options, run.report
-    for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "cache_size = -%d" % CACHE_KIB, "threads = 2"):
+    for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "cache_size = -%d" % CACHE_KIB, "threads = 2",
+                   "secure_delete = FAST"):
         db.all("PRAGMA " + pragma)
     db.all("BEGIN IMMEDIATE")
     try:
@@ -2487,9 +2513,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         options = make_parser().parse_args(arguments)
-    except Stop as stop:
-        complain("error: %s; nothing was changed; %s" % (stop, stop.advice))
-        return stop.status
+    except Stop as error:
+        complain("error: %s; nothing was changed; %s" % (error, error.advice))
+        return error.status
     del SIGNALS[:], CHANGED[:]
     options.report_allowed = False
     out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)

@@ -53,7 +53,7 @@ def test_all_decisions_are_listed_at_once_with_queries_that_work(database):
             found = query(database, decision["query"])
             assert found and decision["ids"] and decision["resolve"]
             if decision["kind"] in ("duplicate name", "no fractal", "check violated", "cycle"):
-                assert len(found) == decision["count"], decision
+                assert len(found) == decision["rows"], decision
         assert set(kinds["cycle"]["ids"]) >= {"goal-2-00", "goal-2-09"}
     assert digest(database) == before
     assert os.listdir(os.path.dirname(database)) == ["goals.db"]

@@ -240,7 +240,7 @@ def test_dry_run_works_for_a_user_who_may_only_read(tmp_path):
     for journal in ("delete", "wal"):
         done = subprocess.run(["/usr/bin/python3", str(tool / SCRIPT.name), str(folder / (journal + ".db")), "--dry-run"],
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/tmp",
-                              env=environment(TMPDIR="/tmp"), preexec_fn=lambda: (os.setgid(65534), os.setuid(65534)))
+                              env=environment(TMPDIR="/tmp", LD_LIBRARY_PATH=""), preexec_fn=lambda: (os.setgid(65534), os.setuid(65534)))
         assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(str(folder))) == ["delete.db", "wal.db"]
 
@@ -326,11 +326,12 @@ def test_the_sql_script_replays_to_the_same_result(tmp_path):
     run(path, "--yes", "--no-backup", "--repair", "--sql", tmp_path / "run.sql")
     text = (tmp_path / "run.sql").read_text()
     assert text.startswith("-- Made by") and ".bail on" in text and text.rstrip().endswith("COMMIT;")
-    subprocess.run(["sqlite3", replayed], stdin=open(str(tmp_path / "run.sql")), check=True, stdout=subprocess.DEVNULL)
+    plain = environment(LD_LIBRARY_PATH="")  # the shell comes with a library of its own
+    subprocess.run(["sqlite3", replayed], stdin=open(str(tmp_path / "run.sql")), check=True, stdout=subprocess.DEVNULL, env=plain)
     assert content(replayed) == content(path) and schema(replayed) == schema(path)
     run(replayed, "--verify")
     failed = subprocess.run(["sqlite3", str(tmp_path / "empty.db")], stdin=open(str(tmp_path / "run.sql")),
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=plain)
     assert failed.returncode and query(tmp_path / "empty.db", "SELECT count(*) FROM sqlite_master") == [(0,)]
 
 
