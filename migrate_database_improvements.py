@@ -2067,17 +2067,19 @@ def confirm(options: argparse.Namespace, out: Output, verb: str, path: str) -> N
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise Stop("no terminal to ask on", 2, "add --yes")
-    out.write("Type 'yes' to %s %s: " % (verb, os.path.basename(path)), end="")
-
     def leave(number: int, frame: Any) -> None:
         SIGNALS.append(number)
-        raise InterruptedError
+        raise KeyboardInterrupt  # a handler that returns would have readline go on
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     answer = ""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, leave)
+        check_interrupt()
+        out.write("Type 'yes' to %s %s: " % (verb, os.path.basename(path)), end="")
         answer = sys.stdin.readline()
-    except InterruptedError:
+    except KeyboardInterrupt:
         pass
     finally:
         for number, handler in before.items():

@@ -193,7 +193,7 @@ def statements(generation, steps=None):
 
 
 def columns(connection, table):
-    return [row[1] for row in connection.execute("PRAGMA table_info(%s)" % table)]
+    return [row[1].lower() for row in connection.execute("PRAGMA table_info(%s)" % table)]
 
 
 def insert(connection, table, **values):

@@ -71,10 +71,13 @@ def content(path, names=None):
         found = {}
         for table in tables:
             if names is None or table.lower() in names:
+                name = table.replace('"', '""')
                 try:
-                    cursor = connection.execute('SELECT rowid, * FROM "%s"' % table.replace('"', '""'))
-                except sqlite3.OperationalError:
-                    cursor = connection.execute('SELECT id, * FROM "%s"' % table.replace('"', '""'))
+                    cursor = connection.execute('SELECT rowid, * FROM "%s"' % name)
+                except sqlite3.OperationalError:  # WITHOUT ROWID
+                    key = connection.execute('SELECT group_concat(name, \' || "/" || \') FROM pragma_table_info(?) WHERE pk',
+                                             (table,)).fetchone()[0].replace('"/"', "'/'")
+                    cursor = connection.execute('SELECT %s, * FROM "%s"' % (key, name))
                 titles = [d[0].lower() for d in cursor.description][1:]
                 found[table.lower()] = {row[0]: dict(zip(titles, row[1:])) for row in cursor}
         return found
