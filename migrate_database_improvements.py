@@ -249,7 +249,7 @@ def quote(name: str) -> str:
 def literal(value: Any) -> str:
     """A value as an SQL literal, so that --sql can replay what was run."""
     if value is None or isinstance(value, (int, float)):
-        return "NULL" if value is None else "9e999" if value == float("inf") else repr(value)
+        return "NULL" if value is None else repr(value).replace("inf", "9e999")
     if isinstance(value, bytes):
         return "x'%s'" % value.hex()
     if any("\ud800" <= c <= "\udfff" for c in value):  # bytes that are no UTF-8
@@ -2027,7 +2027,7 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
         out.line("  %-21s %9s rows   %s" % (name, "{:,}".format(run.rows.get(name, 0)),
                                             ", ".join(filter(None, words)) or "nothing"))
     out.line("  %d indexes, %d triggers to create" % (len(run.to_index()), len(run.to_trigger())))
-    out.line("  backup  %s" % (backup or "none"))
+    out.line("  backup  %s" % (backup and "%s, %s" % (backup, mib(size_of(run.db.path))) or "none"))
     out.line("  disk    %s" % space)
 
 
@@ -2274,9 +2274,12 @@ def run_phases(run: Run) -> None:
 
 
 def show_checks(run: Run, checks: List[Check]) -> List[Dict[str, Any]]:
+    plain = [check.name for check in checks if not check.faults and not check.note]
+    if plain:
+        run.out.line("  ok           " + ", ".join(plain))
     for check in checks:
-        run.out.line("  %-12s %s%s" % (check.name, "FAULT" if check.faults else "ok",
-                                       "  " + check.note if check.note else ""))
+        if check.faults or check.note:
+            run.out.line("  %-12s %s  %s" % (check.name, "FAULT" if check.faults else "ok", check.note))
         for fault in check.faults:
             run.out.line("      %s" % fault)
     found = [check._asdict() for check in checks]
@@ -2302,6 +2305,7 @@ def summary(run: Run, backup: Optional[str], seconds: float) -> None:
         len(run.edited), "{:,}".format(run.proven), sum(c[0] for c in run.counts.values()),
         sum(c[1] for c in run.counts.values()), seconds))
     if options.dry_run:
+        out.line("  The live run takes about as long, and makes a backup.")
         out.last("Done: rehearsed and rolled back; %s is untouched. To migrate, run the same without --dry-run." % options.path)
     elif options.output:
         out.last("Done: the migrated copy is %s; %s is untouched." % (os.path.abspath(options.output), options.path))

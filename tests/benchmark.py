@@ -47,7 +47,7 @@ def make(path, values):
     for sql in statements("production"):
         connection.execute(sql)
     names = iter(lambda: str(uuid.uuid4()), None)
-    goals, instances, metrics, number = [], [], [], 0
+    goals, instances, metrics = [], [], []
     fractals = max(2, values // 300)
     many = connection.executemany
     for f in range(fractals):
