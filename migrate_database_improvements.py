@@ -1049,6 +1049,11 @@ class Finding(NamedTuple):
     repairable: bool
 
 
+def count_and_first(db: Database, query: str) -> Tuple[int, List[Any]]:
+    """How many rows a query has, and the first column of the first few; never all at once in memory."""
+    return db.value("SELECT count(*) FROM (%s)" % query), [row[0] for row in db.all(query + " LIMIT 5")]
+
+
 def live(table: Table, alias: str = "") -> str:
     return alias + "deleted_at IS NULL" if table.has("deleted_at") else "1"
 
@@ -1073,12 +1078,13 @@ def find_duplicates(db: Database, schema: Dict[str, Table], skip: Sequence[str])
     for name, (owner, (scope, _)) in UNIQUE_NAMES.items():
         if name in skip or owner not in schema or not schema[owner].has("name"):
             continue
-        rows = db.all("SELECT id FROM (%s) WHERE size > 1 ORDER BY name, scope, position" % duplicate_rows(schema, name))
-        if rows:
+        count, ids = count_and_first(db, "SELECT id FROM (%s) WHERE size > 1 ORDER BY name, scope, position"
+                                     % duplicate_rows(schema, name))
+        if count:
             table, where = quote(schema[owner].name), live(schema[owner])
             place = scope if schema[owner].has(scope) else "NULL"
             yield Finding(
-                "duplicate name", name, owner, len(rows), [row[0] for row in rows[:5]],
+                "duplicate name", name, owner, count, ids,
                 "SELECT id, {0}, name FROM {1} WHERE {2} AND ({0}, name) IN (SELECT {0}, name FROM {1} WHERE {2} "
                 "GROUP BY {0}, name HAVING count(*) > 1) ORDER BY {0}, name".format(place, table, where),
                 "--repair (the oldest keeps its name, newer ones become 'Name (2)'), or --skip-constraint " + name, True)
@@ -1089,9 +1095,9 @@ def find_check_violations(db: Database, schema: Dict[str, Table], skip: Sequence
         if name in skip or owner not in schema or not schema[owner].has(*columns):
             continue
         query = "SELECT id, %s FROM %s WHERE NOT (%s)" % (", ".join(columns), quote(schema[owner].name), expression)
-        rows = db.all(query)
-        if rows:
-            yield Finding("check violated", name, owner, len(rows), [row[0] for row in rows[:5]], query,
+        count, ids = count_and_first(db, query)
+        if count:
+            yield Finding("check violated", name, owner, count, ids, query,
                           "correct the rows, or --skip-constraint " + name, False)
 
 
@@ -1112,11 +1118,11 @@ def find_rootless(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
     for name in TABLES:
         if name in schema:
             table = schema[name]
-            rows = db.all("SELECT c.id FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE r.root IS NULL"
-                          % (name, quote(table.name), table.key))
+            count, ids = count_and_first(db, "SELECT c.id FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key "
+                                         "WHERE r.root IS NULL" % (name, quote(table.name), table.key))
             condition = "COALESCE(c.id, '') = ''" if name == "goals" else rootless(schema, name, "c")
-            if rows:
-                yield Finding("no fractal", name + ".root_id", name, len(rows), [row[0] for row in rows[:5]],
+            if count:
+                yield Finding("no fractal", name + ".root_id", name, count, ids,
                               "SELECT * FROM %s c WHERE %s" % (quote(table.name), condition),
                               "--repair (moves them whole to migration_quarantine), or give them a parent or root_id",
                               True)

@@ -128,11 +128,12 @@ def test_not_enough_disk_is_said_with_numbers_before_anything(database, monkeypa
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_rolls_back_within_a_second(tmp_path, number, status):
-    path = build(tmp_path / "goals.db", instances=12000)
+    path = build(tmp_path / "goals.db", instances=20000)
     before = digest(path)
-    for delay in (0.5, 1.0):
+    for moment in (b"Plan", b"[3/5]", b"[4/5]"):
         process = start(path, "--yes")
-        time.sleep(delay)
+        while moment not in process.stdout.readline():
+            pass
         process.send_signal(number)
         sent = time.monotonic()
         said = process.communicate(timeout=30)[1].decode()
@@ -179,7 +180,7 @@ def test_rehearsals_let_the_app_read_and_write(tmp_path, journal, flags):
         time.sleep(0.02)
     assert process.returncode == 0, process.communicate()
     process.communicate()
-    assert writes > 5
+    assert writes > 1
     app.close()
 
 
