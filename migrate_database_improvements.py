@@ -734,13 +734,9 @@ def key_type(table: Table) -> str:
     return "INTEGER PRIMARY KEY" if table.rowid else "PRIMARY KEY"
 
 
-def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
-    """Fill temp.root_goals (key, root, stored, doubt): rules 1 to 4 for goals.
-
-    The recursion walks over keys in a temporary edge table with an index, so it is linear
-    in the number of goals at any depth. Goals in a cycle get no row; a session whose links
-    leave a choice gets doubt = 1.
-    """
+def find_goal_edges(db: Database, schema: Dict[str, Table]) -> None:
+    """Fill temp.goal_parent (child, parent) and temp.goal_link (session, goal, position, stored root):
+    who takes the root from whom, by key, with indexes."""
     goals = schema["goals"]
     table, key = quote(goals.name), goals.key
     db.run("CREATE TEMP TABLE goal_parent AS SELECT g.%s AS child, p.%s AS parent FROM main.%s g JOIN main.%s p "
@@ -757,6 +753,18 @@ def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
                .format(*links, SESSION, key=key, goals=table, stored=goals.text("s", "root_id"),
                        position="k." + position.key if position.rowid else "k." + links[2]))
     db.run("CREATE INDEX temp.goal_link_index ON goal_link (session, goal)")
+
+
+def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
+    """Fill temp.root_goals (key, root, stored, doubt): rules 1 to 4 for goals.
+
+    The recursion walks over the keys of an indexed edge table, so it is linear
+    in the number of goals at any depth. Goals in a cycle get no row; a session whose links
+    leave a choice gets doubt = 1.
+    """
+    find_goal_edges(db, schema)
+    goals = schema["goals"]
+    table, key = quote(goals.name), goals.key
     db.run("CREATE TEMP TABLE root_goals (key %s, root TEXT, stored TEXT, doubt)" % key_type(goals))
     stored = goals.text("g", "root_id")
     walk = """
