@@ -723,6 +723,12 @@ def link_columns(schema: Dict[str, Table]) -> Optional[Tuple[str, str, str]]:
     return quote(table.name), "practice_session_id", quote(goal[0])
 
 
+def link_order(schema: Dict[str, Table]) -> str:
+    """What says which of a session's links came first."""
+    table, links = schema["practice_session_goals"], link_columns(schema)
+    return table.key if table.rowid or not links else links[2]
+
+
 def sources(schema: Dict[str, Table], name: str) -> List[Tuple[str, Table]]:
     """The columns and parent tables that give rows of a table their root, as far as they exist."""
     return [(column, schema[parent]) for column, parent in ROOT_SOURCES.get(name, [])
@@ -746,12 +752,11 @@ def find_goal_edges(db: Database, schema: Dict[str, Table]) -> None:
     db.run("CREATE TEMP TABLE goal_link (session, goal, position, stored)")
     links = link_columns(schema)
     if links:
-        position = schema["practice_session_goals"]
         db.run("INSERT INTO goal_link SELECT s.{key}, g.{key}, {position}, {stored} FROM main.{0} k "
                "JOIN main.{goals} s ON s.id = k.{1} JOIN main.{goals} g ON g.id = k.{2} "
                "WHERE s.type = '{3}' AND s.parent_id IS NULL"
                .format(*links, SESSION, key=key, goals=table, stored=goals.text("s", "root_id"),
-                       position="k." + position.key if position.rowid else "k." + links[2]))
+                       position="k." + link_order(schema)))
     db.run("CREATE INDEX temp.goal_link_index ON goal_link (session, goal)")
 
 
@@ -874,9 +879,8 @@ def derived_goal(schema: Dict[str, Table], row: str) -> str:
     links = link_columns(schema)
     if links:
         roots = "SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {row}.id".format(*links, row=row)
-        table = schema["practice_session_goals"]
         stored = "COALESCE(CASE WHEN {row}.root_id IN ({roots}) THEN {row}.root_id END, ({roots} ORDER BY k.{at} LIMIT 1), {stored})".format(
-            row=row, roots=roots, stored=stored, at=table.key if table.rowid else links[2])
+            row=row, roots=roots, stored=stored, at=link_order(schema))
     return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {row}.parent_id), "
             "CASE WHEN {row}.type = '{session}' AND {row}.parent_id IS NULL THEN {stored} END, {row}.id)"
             .format(row=row, session=SESSION, stored=stored))
@@ -1071,7 +1075,7 @@ def duplicate_rows(schema: Dict[str, Table], name: str) -> str:
     owner, (scope, _) = UNIQUE_NAMES[name]
     table = schema[owner]
     place = "r.root" if scope == "root_id" else table.text("c", scope)
-    oldest = "c.created_at, " if table.has("created_at") else ""
+    oldest = "c.created_at IS NULL, c.created_at, " if table.has("created_at") else ""
     return """
         SELECT c.{key} AS key, c.id AS id, c.name AS name, {place} AS scope,
                row_number() OVER (PARTITION BY {place}, c.name ORDER BY {oldest}c.{key}) AS position,
@@ -1132,7 +1136,8 @@ def find_rootless(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
             if count:
                 yield Finding("no fractal", name + ".root_id", name, count, ids,
                               "SELECT * FROM %s c WHERE %s" % (quote(table.name), condition),
-                              "--repair (moves them whole to migration_quarantine), or give them a parent or root_id",
+                              "--repair (moves them whole to migration_quarantine), or give them a parent"
+                              + (" or root_id" if table.has("root_id") else ""),
                               True)
 
 
@@ -1143,9 +1148,9 @@ def find_goal_trouble(db: Database, schema: Dict[str, Table]) -> Iterator[Findin
     if rows:
         links = link_columns(schema) or ("", "", "")
         yield Finding("several fractals", "goals.root_id", "goals", len(rows), [row[0] for row in rows[:5]],
-                      "SELECT {1}, group_concat({2}) FROM {0} WHERE {1} IN ({3}) GROUP BY {1}".format(
-                          *links, ", ".join(literal(row[0]) for row in rows)),
-                      "--repair (the first link wins), or delete the links that are wrong", True)
+                      "SELECT {1}, group_concat({2}) FROM (SELECT * FROM {0} ORDER BY {4}) WHERE {1} IN ({3}) GROUP BY {1}".format(
+                          *links, ", ".join(literal(row[0]) for row in rows), link_order(schema)),
+                      "--repair (the first listed wins), or delete the links that are wrong", True)
     edges = dict(db.all("SELECT child, parent FROM temp.goal_parent WHERE child NOT IN (SELECT key FROM temp.root_goals)"))
     cycle = first_cycle(edges)
     if cycle:
@@ -1155,7 +1160,8 @@ def find_goal_trouble(db: Database, schema: Dict[str, Table]) -> Iterator[Findin
             "WITH RECURSIVE tree(id) AS (SELECT g.id FROM {0} g WHERE NOT EXISTS (SELECT 1 FROM {0} p WHERE p.id = "
             "g.parent_id) UNION ALL SELECT g.id FROM {0} g JOIN tree ON g.parent_id = tree.id) "
             "SELECT id, parent_id FROM {0} WHERE id NOT IN (SELECT id FROM tree)".format(table),
-            "UPDATE %s SET parent_id = NULL WHERE id = %s, or name the right parent" % (table, literal(ids[0])), False)
+            "UPDATE %s SET parent_id = NULL WHERE id = %s (it becomes a fractal of its own), or name the right parent of "
+            "one of these; the query also shows what hangs below" % (table, literal(ids[0])), False)
 
 
 def first_cycle(edges: Dict[Any, Any]) -> List[Any]:
@@ -1666,19 +1672,21 @@ def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List
         more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (
             key, count, count - before.get(key, 0)) for key, count in lost.items()
             if before is not None and count > before.get(key, 0) and not key.endswith(".root_id")]
-        checks.append(Check("references", more, "%d to rows that no longer exist, as before" % sum(lost.values())
-                            if sum(lost.values()) else ""))
+        checks.append(Check("references", more, "%d to rows that no longer exist%s" % (
+                            sum(lost.values()), "" if more else ", no more than before") if sum(lost.values()) else ""))
         cross = crossing(db, schema, {key: count for _, _, found in audits.values() for key, count in found.items()})
         run.report["crossing_fractals"] = {key: {"count": len(ids), "ids": [as_json(i) for i in ids[:20]]}
                                            for key, ids in cross.items()}
-        checks.append(Check("isolation", [], "%d rows link two fractals: see the report"
+        checks.append(Check("isolation", [], "%d rows link two fractals, listed by --report"
                             % sum(map(len, cross.values())) if cross else ""))
     if not standalone:
+        quarantined = sum(one["kind"] == "quarantined" for one in run.report["repairs"])
         after = {name: db.value("SELECT count(*) FROM main." + quote(schema[name].name)) for name in run.rows}
         checks.append(Check("rows", ["%s had %d rows and has %d" % (name, run.rows[name], count)
-                                     for name, count in after.items() if count != run.rows[name]], "counts as before"))
+                                     for name, count in after.items() if count != run.rows[name]],
+                            "counts as before" + ("" if not quarantined else ", less %d in migration_quarantine" % quarantined)))
     said = sound(db, [] if standalone else [run.schema[name].name.lower() for name in run.edited])
-    checks.append(Check("quick_check", [] if said == "ok" else [said], ""))
+    checks.append(Check("integrity", [] if said == "ok" else [said], ""))
     if "indexes" in run.options.phases and not any(check.faults for check in checks):
         checks.append(query_check(db))
     return checks
@@ -1713,10 +1721,11 @@ def query_check(db: Database) -> Check:
 # 9. Safety: preflight, snapshot, backup, disk space, restore
 # --------------------------------------------------------------------------
 
-def check_file(path: str) -> None:
+def check_file(path: str, what: str = "database") -> None:
     """Raise Stop unless `path` is a file that begins as an SQLite database does (https://sqlite.org/fileformat.html)."""
     if not os.path.exists(path):
-        raise Stop("no such database: %s" % path, 2, "name one, or set DATABASE_PATH")
+        raise Stop("no such %s: %s" % (what, path), 2,
+                   "name one, or set DATABASE_PATH" if what == "database" else "name a file like goals.db.backup-...")
     if not os.path.isfile(path):
         raise Stop("%s is not a file" % path, 2, "name a database file")
     with open(path, "rb") as file:
@@ -1888,28 +1897,41 @@ def free_name(path: str, word: str) -> str:
 
 
 def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) -> int:
-    """Put a backup in place of DATABASE under an exclusive lock; what is there now is kept aside."""
+    """Put a backup in place of DATABASE under an exclusive lock; what is there now is kept aside.
+
+    A backup with a -wal or -journal beside it was copied by hand while in use: what is restored
+    is a snapshot of it, with the recovery that SQLite would make.
+    """
     path, backup = options.path, options.restore
-    check_file(backup)
+    check_file(backup, "backup")
     if os.path.exists(path) and os.path.samefile(path, backup):
         raise Stop("the backup and the database are one file", 2, "name the backup")
-    with Database(backup, "ro" if os.path.exists(backup + "-wal") else "ro&immutable=1", options.timeout) as source:
+    with contextlib.ExitStack() as stack:
+        source_path, mode = backup, "ro&immutable=1" if is_wal(backup) else "ro"
+        if os.path.exists(backup + "-wal") or os.path.exists(backup + "-journal"):
+            source_path, mode = os.path.join(stack.enter_context(private_folder()), "snapshot.db"), "rw"
+            snapshot(backup, source_path, options.timeout, out)
+        source = stack.enter_context(Database(source_path, mode, options.timeout))
         said = source.all("PRAGMA quick_check(1)")
         if said != [("ok",)]:
             raise Stop("%s is damaged: %s" % (backup, said[0][0]), advice="choose another backup")
         read_schema(source)
-        out.line("Restore %s (%s) in place of %s" % (backup, mib(size_of(backup)), path))
+        usable = os.path.exists(path) and readable(path, options.timeout)
+        out.line("Restore %s (%s, %d goals) in place of %s (%s)" % (
+            backup, mib(size_of(backup)), source.value("SELECT count(*) FROM goals"), path,
+            mib(size_of(path)) if os.path.exists(path) else "which does not exist and will be created"))
         confirm(options, out, "restore", path)
         aside = free_name(path, "replaced")
         report.update(backup=os.path.abspath(backup), kept_aside=aside)
-        if not os.path.exists(path) or not readable(path, options.timeout):
-            put_in_place(source, path, aside, options.timeout, out)
-        else:
-            replace_content(source, path, aside, options.timeout, out)
+        (replace_content if usable else put_in_place)(source, path, aside, options.timeout, out)
     if os.path.exists(aside):
         out.line("The content before is kept in %s" % aside)
     out.last("Done: %s is as %s was." % (path, backup))
     return 0
+
+
+def private_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="fractal-goals-")
 
 
 def readable(path: str, timeout: float) -> bool:
@@ -1955,7 +1977,7 @@ def put_in_place(source: Database, path: str, aside: str, timeout: float, out: "
 def replace_content(source: Database, path: str, aside: str, timeout: float, out: "Output") -> None:
     """Keep the content of a database aside, then overwrite it, under one exclusive lock."""
     with Database(path, "rw", timeout) as db:
-        db.all("SELECT count(*) FROM main.sqlite_master")
+        journal_mode = db.value("PRAGMA main.journal_mode")
         db.all("PRAGMA locking_mode = EXCLUSIVE")
         db.all("BEGIN EXCLUSIVE")
         db.all("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
@@ -1969,6 +1991,7 @@ def replace_content(source: Database, path: str, aside: str, timeout: float, out
             os.unlink(aside)
             raise
         CHANGED.append("the backup is restored; the content before is in %s" % aside)
+        db.all("PRAGMA main.journal_mode = " + journal_mode)
         db.all("PRAGMA locking_mode = NORMAL")
         check_equal(db, source)
 
@@ -2040,7 +2063,8 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
             "%d to correct" % corrected if corrected else "", "recreate" if name in run.edited else ""]
         out.line("  %-21s %9s rows   %s" % (name, "{:,}".format(run.rows.get(name, 0)),
                                             ", ".join(filter(None, words)) or "nothing"))
-    out.line("  %d indexes, %d triggers to create" % (len(run.to_index()), len(run.to_trigger())))
+    out.line("  %d indexes, %d triggers to create%s" % (len(run.to_index()), len(run.to_trigger()),
+                                                        ", and those of recreated tables again" if run.edited else ""))
     out.line("  backup  %s" % (backup and "%s, %s" % (backup, mib(size_of(run.db.path))) or "none"))
     out.line("  disk    %s" % space)
 
@@ -2054,7 +2078,7 @@ def show_findings(run: Run) -> None:
             finding.name, finding.kind, finding.rows, ", ".join(map(repr, finding.ids)),
             ", ..." if finding.rows > len(finding.ids) else ""))
         out.write("    show    %s" % finding.query)
-        out.write("    resolve %s" % finding.resolve)
+        out.write("    resolve %s" % ("--repair does" if run.options.repair and finding.repairable else finding.resolve))
 
 
 def script_text(run: Run, source: str) -> str:
@@ -2110,7 +2134,7 @@ def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) ->
     size, folder, temporary = size_of(path), os.path.dirname(path), tempfile.gettempdir()
     if options.dry_run:
         space = check_space([(temporary, 5 * size)])
-        with tempfile.TemporaryDirectory(prefix="fractal-goals-") as private:
+        with private_folder() as private:
             copy = os.path.join(private, "snapshot.db")
             snapshot(path, copy, options.timeout, out)
             with contextlib.closing(sqlite3.connect(copy)) as connection:
@@ -2123,6 +2147,7 @@ def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) ->
         space = check_space([(os.path.dirname(target), 4 * size), (temporary, size)])
         with private_file(target) as partial:
             snapshot(path, partial, options.timeout, out)
+            os.chmod(partial, os.stat(path).st_mode & 0o777)
             return work(options, out, report, partial, space, None)
     backup = None if options.no_backup else os.path.abspath(options.backup or free_name(path, "backup"))
     if backup and os.path.lexists(backup):
@@ -2169,7 +2194,8 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
 
 def say_nothing_to_do(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
     report["status"] = "nothing to do"
-    out.last("Nothing to do: %s is migrated." % options.path)
+    out.last("Nothing to do: %s is migrated%s." % (
+        options.path, "; %s is a copy of it" % options.output if options.output else ""))
     return 0
 
 
@@ -2212,7 +2238,8 @@ def transact(run: Run, version: int, backup: Optional[str]) -> Optional[str]:
                 raise NothingToDo
             check_decisions(run)
         if backup:
-            backup = options.backup and backup or free_name(db.path, "backup")
+            if not options.backup and os.path.lexists(backup):
+                backup = free_name(db.path, "backup")
             make_backup(db, backup, run.out)
             report["backup"] = backup
         if run.findings:
@@ -2257,7 +2284,7 @@ def make_repairs(run: Run) -> None:
         lost = [f for f in findings if f.kind == "no fractal"]  # first: a row that goes needs no new name
         repairs += repair(run.db, run.schema, lost or findings, now)
         run.survey()
-        findings = [f for f in run.findings if f.kind != "several fractals"]
+        findings = [f for f in run.findings if lost or f.kind != "several fractals"]
     run.findings = []
     run.out.title("Repairs")
     for one in repairs:
@@ -2320,15 +2347,20 @@ def summary(run: Run, backup: Optional[str], seconds: float) -> None:
         sum(c[1] for c in run.counts.values()), seconds))
     if options.dry_run:
         out.line("  The live run takes about as long, and makes a backup.")
-        out.last("Done: rehearsed and rolled back; %s is untouched. To migrate, run the same without --dry-run." % options.path)
+        out.last("Done: rehearsed and rolled back; %s is untouched. %s" % (
+            options.path, "To migrate, name your database." if options.sample else "To migrate, run the same without --dry-run."))
     elif options.output:
         out.last("Done: the migrated copy is %s; %s is untouched." % (os.path.abspath(options.output), options.path))
     else:
+        if any(one["kind"] == "quarantined" for one in run.report["repairs"]):
+            out.line("  rows in migration_quarantine: the README says how to put them back")
         if backup:
             out.line("  backup  %s" % backup)
             out.line("  undo    python %s %s --restore %s" % tuple(map(shell_quote, (sys.argv[0], options.path, backup))))
         out.line("  next    start the app; run with --verify now and then")
-        out.last("Done: %s is migrated." % options.path)
+        whole = options.phases == PHASES
+        out.last("Done: %s is migrated%s." % (options.path, "" if whole else " as far as %s; --verify asks for the rest, "
+                                              "which a run without --phases does" % ",".join(options.phases)))
 
 
 def shell_quote(text: str) -> str:
@@ -2345,7 +2377,7 @@ def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, 
     crashed = os.path.exists(options.path + "-journal") or (
         os.path.exists(options.path + "-wal") and not os.path.exists(options.path + "-shm"))
     if crashed:
-        with tempfile.TemporaryDirectory(prefix="fractal-goals-") as private:
+        with private_folder() as private:
             copy = os.path.join(private, "snapshot.db")
             snapshot(options.path, copy, options.timeout, out)
             return verify_file(options, out, report, copy, "ro")
@@ -2366,7 +2398,8 @@ def verify_file(options: argparse.Namespace, out: Output, report: Dict[str, Any]
         faults = [fault for check in checks for fault in check.faults]
         if faults:
             report["status"] = "fault"
-            out.last("Fault: %s." % "; ".join(faults))
+            out.last("Fault: %s%s. If %s was never migrated, run without --verify; else see the README's runbook." % (
+                "; ".join(faults[:5]), "; and %d more" % len(faults[5:]) if faults[5:] else "", options.path))
             return 1
         out.last("Done: %s is fully migrated and consistent." % options.path)
     return 0
@@ -2376,7 +2409,7 @@ def last_log(db: Database) -> Tuple[List[str], Optional[Dict[str, int]]]:
     """What the last run left out on purpose, and its references to missing rows; nothing if there is no such log."""
     try:
         logged = json.loads(db.value("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1"))
-        return [n for n in logged["options"]["skip_constraint"] if n in CONSTRAINTS], logged["references_to_missing_rows"]
+        return [n for n in logged["options"]["skip_constraint"] if n in CONSTRAINTS], logged.get("references_to_missing_rows")
     except (sqlite3.OperationalError, IndexError, ValueError, TypeError, KeyError):
         return [], None
 
@@ -2385,7 +2418,7 @@ def comma_list(text: str) -> List[str]:
     chosen = [word.strip() for word in text.split(",") if word.strip()]
     unknown = [word for word in chosen if word not in PHASES]
     if unknown or not chosen:
-        raise argparse.ArgumentTypeError("unknown phase %s; known: %s" % (", ".join(unknown), ",".join(PHASES)))
+        raise argparse.ArgumentTypeError("unknown phase '%s'; known: %s" % (", ".join(unknown), ",".join(PHASES)))
     return [phase for phase in PHASES if phase in chosen]
 
 
@@ -2451,6 +2484,7 @@ def find_database(options: argparse.Namespace, out: Output) -> str:
     path = options.database or os.environ.get("DATABASE_PATH") or "goals.db"
     sample = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "sample.db")
     if options.dry_run and not options.database and not os.path.exists(path) and os.path.exists(sample):
+        options.sample = True
         out.line("No %s here: this rehearses the bundled sample, %s" % (path, sample))
         path = sample
     return os.path.realpath(path)
@@ -2482,7 +2516,7 @@ def explain(error: BaseException) -> Stop:
     if is_locked(error):
         return Stop("the database is locked by another process", 4, "stop the app, or give a longer --timeout")
     if isinstance(error, PermissionError):
-        return Stop("no permission: %s" % text, 1, "run as the owner of the file")
+        return Stop("no permission: %s" % text, 1, "check owner and mode of the file and its folder")
     if "readonly" in text or "unable to open" in text:
         return Stop("the database or its folder can't be written: %s" % text, 1, "check owner, permissions and mount")
     if "disk is full" in text or "disk I/O error" in text or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
@@ -2494,7 +2528,7 @@ def explain(error: BaseException) -> Stop:
 
 def new_report(options: argparse.Namespace) -> Dict[str, Any]:
     """The report's shape; the README documents it."""
-    chosen = {key: value for key, value in vars(options).items() if key not in ("path", "database", "report_allowed")}
+    chosen = {key: value for key, value in vars(options).items() if key not in ("path", "database", "report_allowed", "sample")}
     return {"status": "failed", "exit_code": 1, "message": "",
             "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "seconds": 0.0,
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
@@ -2507,7 +2541,11 @@ def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -
     """Do what the options say; raises Stop with the exit status otherwise."""
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise Stop("SQLite %s is too old" % sqlite3.sqlite_version, 2, "needs 3.28 or newer")
+    if (options.verify or options.restore) and (options.repair or options.sql) or options.output and options.backup:
+        raise Stop("these flags don't go together", 2, "see --help")
     options.path = find_database(options, out)
+    if re.search(r"\.backup-\d{8}T\d{6}Z", options.path) and not (options.dry_run or options.output or options.verify):
+        raise Stop("%s is a backup" % options.path, 2, "name the database, or a copy of the backup")
     report["database"].update(path=options.path)
     check_targets(options)
     if os.path.isfile(options.path):
@@ -2537,7 +2575,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         complain("error: %s; nothing was changed; %s" % (error, error.advice))
         return error.status
     del SIGNALS[:], CHANGED[:]
-    options.report_allowed = False
+    options.report_allowed = options.sample = False
     out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)
     report, started = new_report(options), time.monotonic()
     try:
