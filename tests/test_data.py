@@ -415,3 +415,41 @@ def test_rows_that_link_two_fractals_are_counted_and_listed(database):
     crossing = report["crossing_fractals"]
     assert crossing["activity_instances.activity_definition_id"] == {"count": 1, "ids": ["instance-00001"]}
     assert "link two fractals" in run(database, "--verify").stdout
+
+
+def test_a_choice_is_reported_beside_a_quarantined_row(database):
+    script(database, "INSERT INTO practice_session_goals VALUES ('session-0-1', 'goal-1-09')",
+           "INSERT INTO activity_instances (id, practice_session_id, activity_definition_id) VALUES ('lost', 'no', 'no')")
+    said = run(database, "--yes", "--no-backup", "--repair").stdout
+    assert "first link wins" in said and "quarantined" in said and "less 1 in migration_quarantine" in said
+
+
+def test_a_ring_of_linked_sessions_is_no_obstacle(tmp_path):
+    path = build(tmp_path / "goals.db", fill=None)
+    script(path, *[(GOAL, (name, "PracticeSession", None)) for name in ("S0", "S1", "S2")],
+           *[("INSERT INTO practice_session_goals VALUES (?, ?)", pair) for pair in (("S0", "S1"), ("S1", "S2"), ("S2", "S1"))])
+    run(path, "--yes", "--no-backup")
+    assert set(query(path, "SELECT root_id FROM goals")) == {("S1",)}
+
+
+def test_or_ignore_leaves_no_row_without_root(migrated):
+    for sql in ("INSERT OR IGNORE INTO activity_groups (id, name) VALUES ('z', 'z')",
+                "INSERT OR IGNORE INTO metric_values (id, activity_instance_id, metric_definition_id, value) VALUES ('z', 'n', 'n', 1)"):
+        with pytest.raises(sqlite3.IntegrityError, match="root_id"):
+            script(migrated, sql)
+
+
+def test_a_link_of_another_fractals_session_does_not_forbid_deleting_a_fractal(migrated):
+    script(migrated, "INSERT INTO practice_session_goals VALUES ('session-0-1', 'goal-1-00')")
+    script(migrated, "DELETE FROM goals WHERE id = 'goal-1-00'", foreign_keys=1)
+    assert query(migrated, "SELECT root_id FROM goals WHERE id = 'session-0-1'") == [("goal-0-00",)]
+    assert query(migrated, "PRAGMA foreign_key_check(practice_session_goals)") == []
+
+
+def test_numbers_that_a_string_column_made_of_ids_find_their_ids_again(tmp_path):
+    path = build(tmp_path / "goals.db", "development", instances=3)
+    script(path, "INSERT INTO split_definitions (id, activity_id, name) VALUES ('007', 'activity-0-0', 'odd')",
+           "UPDATE metric_values SET split_definition_id = '007' WHERE rowid = 1")
+    assert query(path, "SELECT split_definition_id FROM metric_values WHERE rowid = 1") == [(7,)]
+    run(path, "--yes", "--no-backup")
+    assert query(path, "SELECT split_definition_id FROM metric_values WHERE rowid = 1") == [("007",)]

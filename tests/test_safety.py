@@ -425,3 +425,54 @@ def test_a_link_and_the_environment_name_the_database(tmp_path):
     assert os.path.islink(str(tmp_path / "link.db"))
     run(real, "--verify")
     assert len(os.listdir(str(tmp_path / "data"))) == 2
+
+
+def test_restore_heeds_the_journal_of_a_backup_that_was_copied_while_in_use(tmp_path):
+    path, backup = build(tmp_path / "goals.db"), build(tmp_path / "backup.db")
+    before = content(backup)
+    code = ("import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('PRAGMA cache_size = 1'); "
+            "c.execute('BEGIN'); c.execute(\"UPDATE goals SET name = 'LOST'\"); c.execute('UPDATE activity_instances SET "
+            "duration_seconds = 1'); c.execute(\"UPDATE metric_values SET value = 1\"); os._exit(0)")
+    subprocess.run([sys.executable, "-c", code, backup], check=True)
+    assert os.path.exists(backup + "-journal")
+    run(path, "--restore", backup, "--yes")
+    assert content(path) == before
+
+
+def test_a_failed_restore_leaves_the_database_in_its_place(tmp_path):
+    path, backup = tmp_path / "goals.db", build(tmp_path / "kept.db")
+    path.write_bytes(b"garbage" * 999)
+    before = path.read_bytes()
+    run(path, "--restore", backup, "--yes", status=1, preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (65536, 65536)))
+    assert path.read_bytes() == before and sorted(os.listdir(str(tmp_path))) == ["goals.db", "kept.db"]
+
+
+def test_files_to_be_written_must_not_be_each_other(database, tmp_path):
+    before = digest(database)
+    for flags in (["--backup", "a", "--sql", "a"], ["--backup", "a", "--report", "a"], ["--output", "a", "--report", "a"],
+                  ["--report", database + "-wal"], ["--backup", "no/such/folder"]):
+        run(database, "--yes", *flags, cwd=tmp_path, status=2)
+    assert digest(database) == before and os.listdir(str(tmp_path)) == ["goals.db"]
+
+
+def test_a_script_that_can_not_be_written_rolls_back(database):
+    before = digest(database)
+    run(database, "--yes", "--sql", "/dev/full", status=1)
+    assert digest(database) == before
+
+
+@pytest.mark.parametrize("logged", ["{}", "[]", "null", "x", '{"options": {}}'])
+def test_an_odd_log_is_no_log(migrated, logged):
+    script(migrated, ("INSERT INTO migration_log (run_at, script_version, sqlite_version, report) VALUES ('', '', '', ?)", (logged,)))
+    run(migrated, "--verify")
+
+
+def test_a_damaged_index_of_a_migrated_database_is_not_nothing_to_do(migrated):
+    connection = sqlite3.connect(migrated)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'idx_goals_type') "
+                       "WHERE name = 'idx_goals_created_at'")
+    connection.commit()
+    connection.close()
+    assert "damaged" in run(migrated, "--yes", status=1).stderr
