@@ -1807,6 +1807,8 @@ def private_file(final: str, make_way: Callable[[], Any] = bool) -> Iterator[str
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         yield partial
+        if any(os.path.exists(partial + end) and os.path.getsize(partial + end) for end in ("-wal", "-journal")):
+            raise Stop("%s could not be completed: a part of it is still in its journal" % final, advice="look at the disk")
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         make_way()
