@@ -476,3 +476,20 @@ def test_a_damaged_index_of_a_migrated_database_is_not_nothing_to_do(migrated):
     connection.commit()
     connection.close()
     assert "damaged" in run(migrated, "--yes", status=1).stderr
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_no_write_can_fall_between_backup_and_migration(tmp_path, monkeypatch, journal):
+    import migrate_database_improvements as product
+    path = build(tmp_path / "goals.db", journal=journal)
+    make_backup, refused = product.make_backup, []
+
+    def write_meanwhile(*arguments):
+        make_backup(*arguments)
+        app = sqlite3.connect(path, timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            app.execute("UPDATE goals SET name = 'x'")
+        refused.append(app.close())
+
+    monkeypatch.setattr(product, "make_backup", write_meanwhile)
+    assert product.main([path, "--yes", "-q"]) == 0 and refused
