@@ -493,3 +493,16 @@ def test_no_write_can_fall_between_backup_and_migration(tmp_path, monkeypatch, j
 
     monkeypatch.setattr(product, "make_backup", write_meanwhile)
     assert product.main([path, "--yes", "-q"]) == 0 and refused
+
+
+def test_in_wal_mode_a_reader_reads_the_old_state_throughout_and_blocks_nothing(tmp_path):
+    path = build(tmp_path / "goals.db", journal="wal")
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE 'uq_%'").fetchone() == (0,)
+    run(path, "--yes", "--no-backup", "--timeout", "1")
+    assert reader.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE 'uq_%'").fetchone() == (0,)
+    assert reader.execute("SELECT count(*) FROM metric_values").fetchone() == (301,)
+    reader.execute("ROLLBACK")
+    assert reader.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE 'uq_%'").fetchone() == (5,)
+    reader.close()
