@@ -200,11 +200,12 @@ SCOPED_QUERIES = {
     "children of a goal": "SELECT * FROM goals INDEXED BY idx_goals_parent_id WHERE parent_id = ''",
 }
 
-# References whose row may be gone: reported, never altered (table, column, parent).
-REFERENCES = [
-    ("goals", "parent_id", "goals"), ("activity_definitions", "group_id", "activity_groups"),
-    ("metric_values", "split_definition_id", "split_definitions"),
-] + [(child, column, parent) for child, links in ROOT_SOURCES.items() for column, parent in links]
+# Further references, which give no root. The row that one names may be gone: reported, never altered.
+OTHER_REFERENCES: Dict[str, List[Tuple[str, str]]] = {
+    "goals": [("parent_id", "goals")],
+    "activity_definitions": [("group_id", "activity_groups")],
+    "metric_values": [("split_definition_id", "split_definitions")],
+}
 
 LOG_TABLE = """CREATE TABLE migration_log (
     id INTEGER PRIMARY KEY,
@@ -428,8 +429,8 @@ def read_table(db: "Database", name: str) -> Optional[Table]:
     rowid = "WITHOUT" not in options
     free = [alias for alias in ("rowid", "_rowid_", "oid") if alias not in columns]
     key = "".join(free[:1]) if rowid else quote("id")
-    parents = {column: parent for owner, column, parent in REFERENCES if owner == name}
-    return Table(actual, sql, columns, key, rowid, "STRICT" in options, dict(parents, root_id="goals"))
+    parents = dict(ROOT_SOURCES.get(name, []) + OTHER_REFERENCES.get(name, []), root_id="goals")
+    return Table(actual, sql, columns, key, rowid, "STRICT" in options, parents)
 
 
 def read_schema(db: "Database") -> Dict[str, Table]:
@@ -736,6 +737,12 @@ def sources(schema: Dict[str, Table], name: str) -> List[Tuple[str, Table]]:
             and (parent in TABLES or schema[parent].has("id", "root_id"))]
 
 
+def references(schema: Dict[str, Table], name: str) -> List[Tuple[str, Table]]:
+    """The columns of a table that refer to another, and that table: its sources first."""
+    return sources(schema, name) + [(column, schema[parent]) for column, parent in OTHER_REFERENCES.get(name, [])
+                                    if schema[name].has(column) and parent in schema]
+
+
 def key_type(table: Table) -> str:
     return "INTEGER PRIMARY KEY" if table.rowid else "PRIMARY KEY"
 
@@ -812,35 +819,42 @@ def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
 
 
 def derive(db: Database, schema: Dict[str, Table]) -> None:
-    """Fill a temporary root_<table> for each table: key, root (NULL: none), stored, doubt.
+    """Fill a temporary root_<table> for each table: key, root (NULL: none), stored; and lost0, lost1, ...,
+    true where the row that the first, the second, ... of its references names is gone.
 
-    `doubt` marks rows whose sources lie in different fractals; lost0, lost1, ... those whose
-    source row is gone. One pass a table; the phases, the decisions and the report read these.
+    One pass a table; the phases, the decisions and the report read these.
     """
-    for name, in db.all("SELECT name FROM temp.sqlite_master WHERE type = 'table' AND "
-                        "(name GLOB 'root_*' OR name GLOB 'goal_*')"):
-        db.run("DROP TABLE temp." + quote(name))
+    for old, in db.all("SELECT name FROM temp.sqlite_master WHERE type = 'table' AND "
+                       "(name GLOB 'root_*' OR name GLOB 'goal_*')"):
+        db.run("DROP TABLE temp." + quote(old))
     derive_goals(db, schema)
     for name in TABLES:
         if name == "goals" or name not in schema:
             continue
-        table, parents = schema[name], sources(schema, name)
+        table, giving = schema[name], len(sources(schema, name))
         roots, joins, lost = [], [], []
-        for at, (column, parent) in enumerate(parents):
+        for at, (column, parent) in enumerate(references(schema, name)):
             joins.append("LEFT JOIN main.%s p%d ON p%d.id = %s" % (
                 quote(parent.name), at, at, table.text("c", column)))
+            lost.append("c.%s IS NOT NULL AND p%d.id IS NULL" % (quote(column), at))
             target = next((n for n in TABLES if schema.get(n) is parent), None)
-            if target:
+            if at < giving and target:
                 joins.append("LEFT JOIN temp.root_%s m%d ON m%d.key = p%d.%s" % (target, at, at, at, parent.key))
-            roots.append("m%d.root" % at if target else "NULLIF(p%d.root_id, '')" % at)
-            lost.append("(c.%s IS NOT NULL AND p%d.id IS NULL)" % (quote(column), at))
+                roots.append("m%d.root" % at)
+            elif at < giving:
+                roots.append("NULLIF(p%d.root_id, '')" % at)
         stored = table.text("c", "root_id")
-        doubt = " OR ".join("(%s <> %s)" % (one, other) for at, one in enumerate(roots) for other in roots[:at])
-        db.run("CREATE TEMP TABLE root_%s (key %s, root TEXT, stored TEXT, doubt%s)" % (
+        db.run("CREATE TEMP TABLE root_%s (key %s, root TEXT, stored TEXT%s)" % (
             name, key_type(table), "".join(", lost%d" % at for at in range(len(lost)))))
-        db.run("INSERT INTO temp.root_%s SELECT c.%s, COALESCE(%s, NULL), %s, COALESCE(%s, 0)%s FROM main.%s c %s" % (
-            name, table.key, ", ".join(roots + ["NULLIF(%s, '')" % stored]), stored, doubt or "0",
-            "".join(", " + flag for flag in lost), quote(table.name), " ".join(joins)))
+        db.run("INSERT INTO temp.root_%s SELECT %s FROM main.%s c %s" % (
+            name, ", ".join(["c." + table.key, "COALESCE(%s, NULLIF(%s, ''))" % (", ".join(roots + ["NULL"]), stored),
+                             stored] + lost), quote(table.name), " ".join(joins)))
+
+
+def count_true(db: Database, source: str, tests: Dict[Any, str]) -> Dict[Any, int]:
+    """For how many rows of `source` (what follows FROM) each test holds, by its name, in one pass; none: left out."""
+    row = db.all("SELECT %s FROM %s" % (", ".join("sum(%s)" % test for test in tests.values()), source))[0]
+    return {name: count for name, count in zip(tests, row) if count}
 
 
 # --------------------------------------------------------------------------
@@ -903,26 +917,26 @@ def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     """Fill, guard and move for a table whose rows take their root from a parent row."""
     table, root = schema[name].name, derived(schema, name, "NEW")
     parents = sources(schema, name)
-    this = "{0} = NEW.{0}".format(schema[name].key)
-    # COALESCE, so that OR IGNORE in the app's statement can't skip this for a NULL; '' is refused by refill.
-    here = "UPDATE %s SET root_id = COALESCE(%s, '') WHERE %s" % (quote(table), root, this)
-    columns = ", ".join(column for column, _ in parents) or "id"
-    mismatch = refuse("root_id does not match: this row of %s belongs to the fractal of its %s"
-                      % (name, " or ".join(column for column, _ in parents)))
-    orphan = refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (name, columns) if parents
-                    else "%s.root_id is missing: name the fractal" % name) + " WHERE %s IS NULL" % root
-    found = [
-        trigger("trg_%s_fill" % name, "AFTER INSERT", table, EMPTY, here),
-        trigger("trg_%s_refill" % name, "AFTER UPDATE OF root_id", table, EMPTY, orphan, here)]
-    if parents:
-        found += [
-            trigger("trg_%s_guard_insert" % name, "BEFORE INSERT", table,
-                    "NEW.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
-            trigger("trg_%s_guard_update" % name, "BEFORE UPDATE OF root_id", table,
-                    "NEW.root_id <> '' AND NEW.root_id <> OLD.root_id AND OLD.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
-            trigger("trg_%s_move" % name, "AFTER UPDATE OF " + columns, table,
-                    "NEW.root_id = OLD.root_id AND NEW.root_id <> %s" % root, here)]
-    return found
+    # Where there is no root, fill writes '' once more, which guard refuses: the lookup is made once
+    # a row, and OR IGNORE in the app's statement can't skip it, as it would a NULL.
+    fill = "UPDATE {0} SET root_id = COALESCE({1}, '') WHERE {2} = NEW.{2} AND {3}".format(
+        quote(table), root, schema[name].key, EMPTY)
+    if not parents:
+        missing = refuse("%s.root_id is missing: name the fractal" % name)
+        return [trigger("trg_%s_fill" % name, "AFTER INSERT", table, EMPTY, missing),
+                trigger("trg_%s_guard" % name, "AFTER UPDATE OF root_id", table, EMPTY, missing)]
+    columns = [column for column, _ in parents]
+    mismatch = refuse("root_id does not match: this row of %s belongs to the fractal of its %s" % (
+        name, " or ".join(columns))) + " WHERE NEW.root_id <> '' AND NEW.root_id <> %s" % root
+    orphan = refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (
+        name, ", ".join(columns))) + " WHERE %s AND %s IS NULL" % (EMPTY, root)
+    return [
+        trigger("trg_%s_fill" % name, "AFTER INSERT", table, "", mismatch, fill),
+        trigger("trg_%s_guard" % name, "AFTER UPDATE OF root_id", table,
+                EMPTY + " OR (NEW.root_id <> OLD.root_id AND OLD.root_id <> '')", mismatch, orphan, fill),
+        trigger("trg_%s_move" % name, "AFTER UPDATE OF " + ", ".join(columns), table,
+                "NEW.root_id = OLD.root_id AND NEW.root_id <> %s" % root,
+                "UPDATE {0} SET root_id = {1} WHERE {2} = NEW.{2}".format(quote(table), root, schema[name].key))]
 
 
 def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
@@ -1063,7 +1077,8 @@ class Finding(NamedTuple):
 
 def count_and_first(db: Database, query: str) -> Tuple[int, List[Any]]:
     """How many rows a query has, and the first column of the first few; never all at once in memory."""
-    return db.value("SELECT count(*) FROM (%s)" % query), [row[0] for row in db.all(query + " LIMIT 5")]
+    count = db.value("SELECT count(*) FROM (%s)" % query)
+    return count, [row[0] for row in db.all(query + " LIMIT 5")] if count else []
 
 
 def live(table: Table, alias: str = "") -> str:
@@ -1284,16 +1299,18 @@ class Run:
         self.missing = {name: [c for c in columns if name not in self.schema or not self.schema[name].has(c)]
                         for name, columns in TABLES.items()}
         self.edited = self.to_recreate()
-        self.counts = {name: db.all("SELECT COALESCE(sum(COALESCE(stored, '') = '' AND root IS NOT NULL), 0), "
-                                    "COALESCE(sum(stored <> '' AND stored <> root), 0) FROM temp.root_" + name)[0]
-                       for name in self.schema if name in TABLES}
-        self.rows = {name: db.value("SELECT count(*) FROM main." + quote(table.name))
-                     for name, table in self.schema.items() if name in TABLES}
-        self.before = dangling(db, self.schema, REFERENCES[:3])
-        for name in TABLES:
-            for at, (column, _) in enumerate(sources(self.schema, name)):
-                self.before["%s.%s" % (name, column)] = db.value(
-                    "SELECT COALESCE(sum(lost%d), 0) FROM temp.root_%s" % (at, name))
+        self.before = {"goals.parent_id": db.value(
+            "SELECT count(*) FROM main.{0} WHERE parent_id IS NOT NULL AND {1} NOT IN (SELECT child FROM temp.goal_parent)"
+            .format(quote(self.schema["goals"].name), self.schema["goals"].key))}
+        for name in [name for name in TABLES if name in self.schema]:
+            tests = {"filled": "COALESCE(stored, '') = '' AND root IS NOT NULL", "corrected": "stored <> '' AND stored <> root"}
+            if name != "goals":
+                tests.update(("%s.%s" % (name, column), "lost%d" % at)
+                             for at, (column, _) in enumerate(references(self.schema, name)))
+            found = count_true(db, "temp.root_" + name, tests)
+            self.counts[name] = (found.pop("filled", 0), found.pop("corrected", 0))
+            self.before.update(found)
+            self.rows[name] = db.value("SELECT count(*) FROM main." + quote(self.schema[name].name))
         self.check_preconditions()
         log = read_table(db, "migration_log")
         if log and not log.has("id", "run_at", "script_version", "sqlite_version", "report"):
@@ -1369,7 +1386,7 @@ def add_columns(run: Run) -> Dict[str, Any]:
                 run.db.run("ALTER TABLE main.%s ADD COLUMN %s" % (quote(table.name), declaration(name, column, table)))
     run.schema = read_schema(run.db)
     for name in created:
-        run.db.run("CREATE TEMP TABLE root_%s (key INTEGER PRIMARY KEY, root TEXT, stored TEXT, doubt)" % name)
+        run.db.run("CREATE TEMP TABLE root_%s (key INTEGER PRIMARY KEY, root TEXT, stored TEXT)" % name)
     for name in created:
         run.out.line("  created   %s" % name)
     for name, columns in added.items():
@@ -1479,8 +1496,8 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
             raise Stop("the copy of %s differs from the original in %d rows" % (table.name, lost),
                        advice="please report this with the output of -v")
         run.out.progress("  %s" % name, copied, total)
-    if db.value("SELECT count(*) FROM main." + new) != db.value("SELECT count(*) FROM main." + old):
-        raise Stop("the copy of %s has another number of rows" % table.name, advice="please report this")
+    if copied != total:
+        raise Stop("the copy of %s has %d rows instead of %d" % (table.name, copied, total), advice="please report this")
     return copied
 
 
@@ -1528,78 +1545,58 @@ def create_indexes(run: Run) -> Dict[str, Any]:
 # 8. Verification
 # --------------------------------------------------------------------------
 
-def root_mismatches(db: Database, schema: Dict[str, Table], name: str) -> List[Any]:
-    """The ids of rows whose root_id is not what their parents say: a query apart from `derive`,
-    in joins where that one recurses."""
-    table = schema[name]
-    if name != "goals":
-        joins = "".join(" LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (quote(p.name), at, at, quote(column))
-                        for at, (column, p) in enumerate(sources(schema, name)))
-        roots = ["NULLIF(p%d.root_id, '')" % at for at in range(len(sources(schema, name)))] + ["c.root_id"]
-        return [row[0] for row in db.all(
-            "SELECT c.id FROM main.%s c%s WHERE COALESCE(c.root_id, '') = '' OR c.root_id IS NOT COALESCE(%s, NULL)" % (
-                quote(table.name), joins, ", ".join(roots)))]
+Fault = Tuple[str, str]  # its kind ("wrong", "missing" or "crossing") and where it is
+
+
+def row_faults(schema: Dict[str, Table], name: str) -> Tuple[str, Dict[Fault, str]]:
+    """What follows FROM, and SQL that is true for a row `c` with a fault: "wrong", its root_id is not what its parents say;
+    "missing", the column names a row that does not exist; "crossing", a row of another fractal.
+
+    A derivation apart from `derive`: this joins each row with its parents' stored roots, where that one walks from the top.
+    """
+    parents = references(schema, name)
+    source = "main.%s c" % quote(schema[name].name) + "".join(
+        " LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (quote(parent.name), at, at, quote(column))
+        for at, (column, parent) in enumerate(parents))
+    roots = ["NULLIF(p%d.root_id, '')" % at for at in range(len(sources(schema, name)))] + ["c.root_id", "NULL"]
+    wrong = goal_fault(schema) if name == "goals" else "c.root_id IS NOT COALESCE(%s)" % ", ".join(roots)
+    faults = {("wrong", name): "COALESCE(c.root_id, '') = '' OR " + wrong}
+    for at, (column, _) in enumerate(parents):
+        where = "%s.%s" % (name, column)
+        faults["missing", where] = "c.%s IS NOT NULL AND p%d.id IS NULL" % (quote(column), at)
+        if name != "goals":
+            faults["crossing", where] = "p%d.root_id <> c.root_id" % at
+    return source, faults
+
+
+def goal_fault(schema: Dict[str, Table]) -> str:
+    """SQL that is true for a goal `c`, its parent being `p0`, whose root_id breaks the rules of DESIGN.md section 4."""
     links = link_columns(schema)
-    linked = ("""WHEN EXISTS (SELECT 1 FROM main.{0} k JOIN main.goals l ON l.id = k.{2} WHERE k.{1} = g.id)
-        THEN g.root_id NOT IN (SELECT l.root_id FROM main.{0} k JOIN main.goals l ON l.id = k.{2} WHERE k.{1} = g.id)
-        """.format(*links) if links else "")
-    return [row[0] for row in db.all("""
-        SELECT g.id FROM main.goals g LEFT JOIN main.goals p ON p.id = g.parent_id
-        WHERE COALESCE(g.root_id, '') = '' OR CASE
-            WHEN p.id IS NOT NULL THEN g.root_id IS NOT p.root_id
-            WHEN g.type = '%s' AND g.parent_id IS NULL THEN CASE %s ELSE 0 END
-            ELSE g.root_id IS NOT g.id END""" % (SESSION, linked or "WHEN 0 THEN 0"))]
+    roots = ("SELECT g.root_id FROM main.{0} k JOIN main.goals g ON g.id = k.{2} WHERE k.{1} = c.id".format(*links)
+             if links else "SELECT 0 WHERE 0")
+    return """CASE WHEN p0.id IS NOT NULL THEN c.root_id IS NOT p0.root_id
+                   WHEN c.type = '{0}' AND c.parent_id IS NULL THEN EXISTS ({1}) AND c.root_id NOT IN ({1})
+                   ELSE c.root_id IS NOT c.id END""".format(SESSION, roots)
 
 
-def dangling(db: Database, schema: Dict[str, Table], references: Sequence[Tuple[str, str, str]]) -> Dict[str, int]:
-    """How many rows refer to a row that no longer exists, by table.column; root_id included."""
-    found = {}
-    for name, column, parent in references:
-        if name in schema and parent in schema and schema[name].has(column) and schema[parent].has("id"):
-            found["%s.%s" % (name, column)] = db.value(
-                "SELECT count(*) FROM main.%s c LEFT JOIN main.%s p ON p.id = %s WHERE c.%s IS NOT NULL AND p.id IS NULL"
-                % (quote(schema[name].name), quote(schema[parent].name), schema[name].text("c", column), quote(column)))
+def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List[Any], str]]:
+    """For each fault that rows have: how many, the ids of the first, a query for all. One pass a table that has none."""
+    queries = {}
     for name in TABLES:
-        if name in schema and schema[name].has("root_id"):
-            found[name + ".root_id"] = db.value(
-                "SELECT count(*) FROM main.{0} c WHERE c.root_id IN (SELECT root_id FROM main.{0} EXCEPT SELECT id "
-                "FROM main.goals) AND c.root_id <> ''".format(quote(schema[name].name)))
-    return found
-
-
-def audit(db: Database, schema: Dict[str, Table], name: str) -> Tuple[int, Dict[str, int], Dict[str, int]]:
-    """One pass over a table: how many rows have a wrong root_id, and, by column, refer to a row that
-    no longer exists or to one of another fractal."""
-    parents = [(at, quote(column), quote(parent.name)) for at, (column, parent) in enumerate(sources(schema, name))]
-    roots = ["NULLIF(p%d.root_id, '')" % at for at, _, _ in parents] + ["c.root_id", "NULL"]
-    counted = ["COALESCE(c.root_id, '') = '' OR c.root_id IS NOT COALESCE(%s)" % ", ".join(roots)]
-    counted += ["c.%s IS NOT NULL AND p%d.id IS NULL" % (column, at) for at, column, _ in parents]
-    counted += ["COALESCE(p%d.root_id <> c.root_id, 0)" % at for at, _, _ in parents]
-    joins = " ".join("LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (parent, at, at, column) for at, column, parent in parents)
-    found = db.all("SELECT %s FROM main.%s c %s" % (
-        ", ".join("COALESCE(sum(%s), 0)" % test for test in counted), quote(schema[name].name), joins))[0]
-    names = ["%s.%s" % (name, column) for column, _ in sources(schema, name)]
-    return found[0], dict(zip(names, found[1:])), dict(zip(names, found[1 + len(names):]))
-
-
-def crossing(db: Database, schema: Dict[str, Table], counted: Dict[str, int]) -> Dict[str, List[Any]]:
-    """The ids of rows that link two fractals, by what they link; `counted`: the references that `audit` saw to."""
-    found: Dict[str, List[Any]] = {}
-    pairs = [(name, column, parent.name) for name in TABLES if name in schema for column, parent in sources(schema, name)
-             if counted.get("%s.%s" % (name, column))]
-    pairs += [(n, c, schema[p].name) for n, c, p in REFERENCES[1:3] if n in schema and p in schema and schema[n].has(c)]
-    for name, column, parent in pairs:
-        rows = db.all("SELECT c.id FROM main.%s c JOIN main.%s p ON p.id = c.%s WHERE p.root_id <> c.root_id" % (
-            quote(schema[name].name), quote(parent), quote(column)))
-        if rows:
-            found["%s.%s" % (name, column)] = [row[0] for row in rows]
+        source, faults = row_faults(schema, name)
+        anyone = " OR ".join("(%s)" % test for test in faults.values())
+        for fault in count_true(db, "%s WHERE %s" % (source, anyone), faults):
+            queries[fault] = "SELECT c.id FROM %s WHERE %s" % (source, faults[fault])
+        queries["missing", name + ".root_id"] = (
+            "SELECT c.id FROM main.{0} c WHERE c.root_id <> '' AND c.root_id IN (SELECT root_id FROM main.{0} "
+            "EXCEPT SELECT id FROM main.goals)".format(quote(schema[name].name)))
     links = link_columns(schema)
     if links:
-        rows = db.all("SELECT s.id FROM main.{0} k JOIN main.goals s ON s.id = k.{1} JOIN main.goals g ON g.id = k.{2} "
-                      "WHERE s.root_id <> g.root_id".format(*links))
-        if rows:
-            found["practice_session_goals"] = [row[0] for row in rows]
-    return found
+        queries["crossing", "practice_session_goals"] = (
+            "SELECT c.id FROM main.{0} k JOIN main.goals c ON c.id = k.{1} JOIN main.goals g ON g.id = k.{2} "
+            "WHERE c.root_id <> g.root_id".format(*links))
+    found = {fault: count_and_first(db, query) + (query,) for fault, query in queries.items()}
+    return {fault: found[fault] for fault in found if found[fault][0]}
 
 
 def sound(db: Database, recreated: Sequence[str]) -> str:
@@ -1659,26 +1656,11 @@ def lacking(name: str, table: Table, skip: Sequence[str]) -> str:
 
 
 def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List[Check]:
-    """[5/5] Every promise of the run, looked at afresh. `before`: dangling references to compare with."""
+    """[5/5] Every promise of the run, looked at afresh. `before`: references to missing rows, to compare with."""
     db, schema = run.db, run.schema
     checks = list(schema_faults(run))
     if "backfill" in run.options.phases and not checks[0].faults:
-        audits = {name: audit(db, schema, name) for name in TABLES if name != "goals"}
-        checks.append(root_check(run, standalone, audits))
-        lost = dangling(db, schema, REFERENCES[:3])
-        for _, missing, _ in audits.values():
-            lost.update(missing)
-        run.report["references_to_missing_rows"] = {key: count for key, count in lost.items() if count}
-        more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (
-            key, count, count - before.get(key, 0)) for key, count in lost.items()
-            if before is not None and count > before.get(key, 0) and not key.endswith(".root_id")]
-        checks.append(Check("references", more, "%d to rows that no longer exist%s" % (
-                            sum(lost.values()), "" if more else ", no more than before") if sum(lost.values()) else ""))
-        cross = crossing(db, schema, {key: count for _, _, found in audits.values() for key, count in found.items()})
-        run.report["crossing_fractals"] = {key: {"count": len(ids), "ids": [as_json(i) for i in ids[:20]]}
-                                           for key, ids in cross.items()}
-        checks.append(Check("isolation", [], "%d rows link two fractals, listed by --report"
-                            % sum(map(len, cross.values())) if cross else ""))
+        checks += row_checks(run, before, standalone)
     if not standalone:
         quarantined = sum(one["kind"] == "quarantined" for one in run.report["repairs"])
         after = {name: db.value("SELECT count(*) FROM main." + quote(schema[name].name)) for name in run.rows}
@@ -1692,18 +1674,28 @@ def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List
     return checks
 
 
-def root_check(run: Run, standalone: bool, audits: Dict[str, Any]) -> Check:
-    faults = []
+def row_checks(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> Iterator[Check]:
+    """What `audit` says of the rows: roots, references to missing rows, rows that link two fractals."""
+    found = audit(run.db, run.schema)
+    wrong = ["%s: %d rows have a wrong or empty root_id, id %s" % (where, count, ", ".join(map(repr, ids[:3])))
+             for (kind, where), (count, ids, _) in found.items() if kind == "wrong"]
     if standalone:
         derive(run.db, run.schema)
-        faults += ["goals: %s are in a cycle of parent_id" % ", ".join(map(repr, finding.ids))
-                   for finding in find_goal_trouble(run.db, run.schema) if finding.kind == "cycle"]
-    for name in TABLES:
-        wrong = root_mismatches(run.db, run.schema, name) if name == "goals" or audits[name][0] else []
-        if wrong:
-            faults.append("%s: %d rows have a wrong or empty root_id, id %s" % (
-                name, len(wrong), ", ".join(map(repr, wrong[:3]))))
-    return Check("root_id", faults, "every one equals the derived one")
+        wrong += ["goals: %s are in a cycle of parent_id" % ", ".join(map(repr, finding.ids))
+                  for finding in find_goal_trouble(run.db, run.schema) if finding.kind == "cycle"]
+    yield Check("root_id", wrong, "every one equals the derived one")
+    missing = {where: count for (kind, where), (count, _, _) in found.items() if kind == "missing"}
+    run.report["references_to_missing_rows"] = missing
+    more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (where, count, count - before.get(where, 0))
+            for where, count in missing.items()
+            if before is not None and count > before.get(where, 0) and not where.endswith(".root_id")]
+    yield Check("references", more, "%d to rows that no longer exist%s" % (
+        sum(missing.values()), "" if more else ", no more than before") if missing else "")
+    crossing = {where: one for (kind, where), one in found.items() if kind == "crossing"}
+    run.report["crossing_fractals"] = {where: {"count": count, "ids": [as_json(i) for i in ids], "query": query}
+                                       for where, (count, ids, query) in crossing.items()}
+    yield Check("isolation", [], "%d rows link two fractals, listed by --report"
+                % sum(one[0] for one in crossing.values()) if crossing else "")
 
 
 def query_check(db: Database) -> Check:

@@ -412,8 +412,9 @@ def test_app_code_old_and_new_works_on_every_migrated_generation(tmp_path, gener
 def test_rows_that_link_two_fractals_are_counted_and_listed(database):
     script(database, "UPDATE activity_instances SET activity_definition_id = 'activity-1-0' WHERE id = 'instance-00001'")
     report = json.loads(run(database, "--yes", "--no-backup", "--report", "-").stdout)
-    crossing = report["crossing_fractals"]
-    assert crossing["activity_instances.activity_definition_id"] == {"count": 1, "ids": ["instance-00001"]}
+    crossing = report["crossing_fractals"]["activity_instances.activity_definition_id"]
+    assert crossing["count"] == 1 and crossing["ids"] == ["instance-00001"]
+    assert query(database, crossing["query"]) == [("instance-00001",)]
     assert "link two fractals" in run(database, "--verify").stdout
 
 

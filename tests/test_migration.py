@@ -179,7 +179,7 @@ def test_numbers_in_string_columns_become_the_text_that_reads_back(tmp_path):
 
 
 BREAKS = {
-    "root_id": ["DROP TRIGGER trg_metric_values_guard_update", "UPDATE metric_values SET root_id = 'goal-1-00' "
+    "root_id": ["DROP TRIGGER trg_metric_values_guard", "UPDATE metric_values SET root_id = 'goal-1-00' "
                 "WHERE id = 'value-00001-0'"],
     "index idx_goals_root_type": ["DROP INDEX idx_goals_root_type"],
     "index uq_session_templates_root_name": ["DROP INDEX uq_session_templates_root_name"],
