@@ -227,7 +227,8 @@ PHASE_TITLES = ["Add columns", "Backfill root_id", "Recreate tables", "Create in
 CONSTRAINTS = list(UNIQUE_NAMES) + list(CHECKS)
 STRICT_TYPES = {"VARCHAR": "TEXT", "DATETIME": "TEXT", "BOOLEAN": "INTEGER", "FLOAT": "REAL"}
 CHUNK_ROWS = 50_000
-CACHE_KIB = 64 * 1024
+CACHE_KIB = 128 * 1024  # random ids go into the index of a PRIMARY KEY: it should fit
+SORT_KIB = 64 * 1024    # for each of the threads that sort an index
 
 
 class Stop(Exception):
@@ -520,7 +521,8 @@ def edit_table(name: str, table: Table, skip: Sequence[str]) -> Optional[str]:
         edits.append((body.close, body.close, "".join(",\n    " + text for text in missing) + "\n"))
     sql = table.sql
     for start, end, text in sorted(edits, reverse=True):
-        sql = sql[:start] + text + sql[end:]
+        before = sql[:start] if text or sql[end] not in " ,)\n" else sql[:start].rstrip(" ")
+        sql = before + text + sql[end:]
     return None if same_sql(sql, table.sql) else sql[body.name_end:]
 
 
@@ -1517,6 +1519,7 @@ def key_ranges(db: Database, table: Table, old: str) -> Iterator[str]:
 def create_indexes(run: Run) -> Dict[str, Any]:
     """[4/5] Create or replace indexes and triggers, then refresh the planner's statistics."""
     db = run.db
+    db.all("PRAGMA main.cache_size = -%d" % SORT_KIB)
     wanted = run.to_index()
     for at, (name, sql) in enumerate(wanted.items()):
         run.out.progress("  indexes", at, len(wanted))
@@ -1738,8 +1741,8 @@ def size_of(path: str) -> int:
     return sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
 
 
-def mib(size: float) -> str:
-    return "%.1f MiB" % (size / 2 ** 20)
+def file_size(size: float) -> str:
+    return "%.1f MiB" % (size / 2 ** 20) if size < 2 ** 30 else "%.1f GiB" % (size / 2 ** 30)
 
 
 def check_space(needs: Sequence[Tuple[str, float]]) -> str:
@@ -1751,9 +1754,9 @@ def check_space(needs: Sequence[Tuple[str, float]]) -> str:
     for folder, size in by_device.values():
         free = shutil.disk_usage(folder).free
         if free < size:
-            raise Stop("not enough free disk in %s: %s needed, %s free" % (folder, mib(size), mib(free)),
+            raise Stop("not enough free disk in %s: %s needed, %s free" % (folder, file_size(size), file_size(free)),
                        advice="make room, or point --backup or TMPDIR elsewhere")
-        said.append("%s needed, %s free in %s" % (mib(size), mib(free), folder))
+        said.append("%s needed, %s free in %s" % (file_size(size), file_size(free), folder))
     return "; ".join(said)
 
 
@@ -1912,8 +1915,8 @@ def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) 
         read_schema(source)
         usable = os.path.exists(path) and readable(path, options.timeout)
         out.line("Restore %s (%s, %d goals) in place of %s (%s)" % (
-            backup, mib(size_of(backup)), source.value("SELECT count(*) FROM goals"), path,
-            mib(size_of(path)) if os.path.exists(path) else "which does not exist and will be created"))
+            backup, file_size(size_of(backup)), source.value("SELECT count(*) FROM goals"), path,
+            file_size(size_of(path)) if os.path.exists(path) else "which does not exist and will be created"))
         confirm(options, out, "restore", path)
         aside = free_name(path, "replaced")
         report.update(backup=os.path.abspath(backup), kept_aside=aside)
@@ -2059,8 +2062,22 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
                                             ", ".join(filter(None, words)) or "nothing"))
     out.line("  %d indexes, %d triggers to create%s" % (len(run.to_index()), len(run.to_trigger()),
                                                         ", and those of recreated tables again" if run.edited else ""))
-    out.line("  backup  %s" % (backup and "%s, %s" % (backup, mib(size_of(run.db.path))) or "none"))
+    out.line("  backup  %s" % (backup and "%s, %s" % (backup, file_size(size_of(run.db.path))) or "none"))
     out.line("  disk    %s" % space)
+    if not run.options.dry_run:
+        out.line("  time    %s" % rehearsal_time(run.options))
+
+
+def rehearsal_time(options: argparse.Namespace) -> str:
+    """How long a rehearsal of this database took, where --report names its report."""
+    try:
+        with open(options.report, encoding="utf-8") as file:
+            earlier = json.load(file)
+        if (earlier["status"], earlier["database"]["path"]) == ("rehearsed", options.path):
+            return "%.1f s in the rehearsal of %s" % (earlier["seconds"], earlier["started"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return "as --dry-run takes; told here if both are given the same --report FILE"
 
 
 def show_findings(run: Run) -> None:
@@ -2163,7 +2180,7 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
             raise Stop("%s is damaged: %s" % (options.path, said), advice="restore a backup of it, or see sqlite3's .recover")
         run.survey()
         out.title("Fractal Goals: %s" % ("rehearsal" if options.dry_run else "migration"))
-        out.line("  database %s, %s, journal mode %s" % (options.path, mib(size_of(options.path)), mode))
+        out.line("  database %s, %s, journal mode %s" % (options.path, file_size(size_of(options.path)), mode))
         out.line("  script %s, Python %d.%d.%d, SQLite %s" % ((VERSION,) + sys.version_info[:3] + (sqlite3.sqlite_version,)))
         if run.nothing_to_do():
             said = sound(db, [])  # nothing is rebuilt, so nothing renews a damaged index
@@ -2439,6 +2456,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> Parser:
     parser = Parser(
         prog="migrate_database_improvements.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [DATABASE] [--dry-run | --output FILE | --verify | --restore BACKUP] [options]",
         description="Migrate the Fractal Goals database in one transaction: root_id, constraints, indexes.",
         epilog="""examples:
   %(prog)s --dry-run goals.db          rehearse; goals.db stays as it is

@@ -19,7 +19,7 @@ import uuid
 from databases import statements
 from helpers import ROOT, SCRIPT
 
-CACHE = "PRAGMA cache_size = -65536"
+CACHE, SORT_CACHE = "PRAGMA cache_size = -131072", "PRAGMA cache_size = -65536"  # as the script has them
 TREE = ("WITH RECURSIVE tree(id) AS (SELECT '{r}' UNION ALL SELECT g.id FROM goals g JOIN tree ON g.parent_id = tree.id) ")
 QUERIES = {
     "all activity instances of a fractal": (
@@ -110,6 +110,8 @@ def least_work(migrated, path):
     ddl = connection.execute("SELECT type, name, sql FROM old.sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' "
                              "AND type IN ('table', 'index') ORDER BY type = 'index'").fetchall()
     for kind, name, sql in ddl:
+        if kind == "index":
+            connection.execute(SORT_CACHE)
         connection.execute(sql)
         if kind == "table":
             # WHERE keeps SQLite from copying pages as they are, which it can't where columns change.

@@ -79,6 +79,60 @@ def test_users_can_be_added_as_the_readme_shows(migrated):
     run(migrated, "--verify")
 
 
+MODELS = """
+from sqlalchemy.orm import declarative_base
+Base = declarative_base()
+
+class Goal(InFractal, SoftDeleted, Audited, Base):
+    __tablename__ = "goals"
+    id, parent_id = Column(String, primary_key=True), Column(String, ForeignKey("goals.id"))
+    type, name = Column(String), Column(String)
+
+class ActivityGroup(InFractal, SoftDeleted, Audited, Base):
+    __tablename__ = "activity_groups"
+    id = Column(String, primary_key=True)
+
+class ActivityDefinition(InFractal, SoftDeleted, Audited, Base):
+    __tablename__ = "activity_definitions"
+    id, name = Column(String, primary_key=True), Column(String)
+    has_splits = has_splits
+    group_id = group_id
+
+class ActivityInstance(InFractal, SoftDeleted, Audited, Base):
+    __tablename__ = "activity_instances"
+    id, practice_session_id = Column(String, primary_key=True), Column(String, ForeignKey("goals.id"))
+    activity_definition_id = Column(String, ForeignKey("activity_definitions.id"))
+    sort_order, completed, notes, data = sort_order, completed, notes, data
+"""
+
+
+def test_the_models_of_the_readme_work(migrated):
+    sqlalchemy = pytest.importorskip("sqlalchemy", reason="SQLAlchemy, the app's library, is not installed")
+    from sqlalchemy.orm import Session
+    names = {}
+    for code in re.findall(r"```python\n((?:from sqlalchemy|sort_order).*?)```", README, re.S) + [MODELS]:
+        exec(code, names)
+    goal, definition, instance = names["Goal"], names["ActivityDefinition"], names["ActivityInstance"]
+    engine = sqlalchemy.create_engine("sqlite:///" + migrated)
+    with Session(engine) as session:
+        session.add(goal(id="r", type="UltimateGoal", name="r"))
+        session.add(goal(id="s", type="PracticeSession", name="s", parent_id="r"))
+        session.add(definition(id="d", name="d", root_id="r"))
+        session.flush()
+        rows = [instance(id="i%d" % n, practice_session_id="s", activity_definition_id="d") for n in range(3)]
+        session.add_all(rows)
+        session.flush()
+        assert [row.root_id for row in rows] == ["r"] * 3 and rows[0].updated_at and rows[0].sort_order == 0
+        session.get(goal, "s").parent_id = "goal-0-00"
+        session.commit()
+        assert rows[0].root_id == session.get(goal, "s").root_id == "goal-0-00"
+        rows[0].root_id = "r"
+        with pytest.raises(sqlalchemy.exc.IntegrityError, match="root_id does not match"):
+            session.commit()
+    engine.dispose()
+    run(migrated, "--verify")
+
+
 def converse(path, answer=None, number=None, env=None):
     """Run on a terminal, answer the question or send a signal; what was shown and the exit status."""
     process, terminal = pty.fork()
@@ -140,9 +194,17 @@ def test_quiet_says_one_line_and_verbose_each_statement(database):
     assert "sql> CREATE TRIGGER trg_goals_fill" in run(database, "--dry-run", "-v").stdout
 
 
+def test_the_plan_tells_how_long_the_rehearsal_took(database, tmp_path):
+    report = str(tmp_path / "run.json")
+    run(database, "--dry-run", "--report", report)
+    assert re.search(r"time +\d+\.\d s in the rehearsal of 20", run(database, "--yes", "--report", report).stdout)
+    other = build(tmp_path / "other.db", instances=1)
+    assert "in the rehearsal" not in run(other, "--yes", "--report", report).stdout
+
+
 def test_help_fits_a_screen_and_version_has_a_date():
     said = run("--help").stdout
-    assert len(said.splitlines()) <= 50 and "exit status" in said and "examples" in said
+    assert len(said.splitlines()) <= 43 and "exit status" in said and "examples" in said
     assert re.search(r"\(\d{4}-\d\d-\d\d\)", run("--version").stdout)
 
 
