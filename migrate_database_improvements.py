@@ -207,21 +207,16 @@ OTHER_REFERENCES: Dict[str, List[Tuple[str, str]]] = {
     "metric_values": [("split_definition_id", "split_definitions")],
 }
 
-LOG_TABLE = """CREATE TABLE migration_log (
-    id INTEGER PRIMARY KEY,
-    run_at DATETIME NOT NULL,
-    script_version VARCHAR NOT NULL,
-    sqlite_version VARCHAR NOT NULL,
-    report TEXT NOT NULL
-)"""
-QUARANTINE_TABLE = """CREATE TABLE migration_quarantine (
-    "table" VARCHAR NOT NULL,
-    "rowid" INTEGER,
-    id,
-    reason VARCHAR NOT NULL,
-    row TEXT NOT NULL,
-    time DATETIME NOT NULL
-)"""
+OWN_TABLES: Dict[str, Dict[str, str]] = {
+    "migration_log": {
+        "id": "INTEGER PRIMARY KEY", "run_at": "DATETIME NOT NULL", "script_version": "VARCHAR NOT NULL",
+        "sqlite_version": "VARCHAR NOT NULL", "report": "TEXT NOT NULL",
+    },
+    "migration_quarantine": {
+        "table": "VARCHAR NOT NULL", "rowid": "INTEGER", "id": "", "reason": "VARCHAR NOT NULL", "row": "TEXT NOT NULL",
+        "time": "DATETIME NOT NULL",
+    },
+}
 PHASES = ["columns", "backfill", "constraints", "indexes"]
 PHASE_TITLES = ["Add columns", "Backfill root_id", "Recreate tables", "Create indexes", "Verify"]
 CONSTRAINTS = list(UNIQUE_NAMES) + list(CHECKS)
@@ -456,6 +451,9 @@ def read_schema(db: "Database") -> Dict[str, Table]:
                 schema[name] = table
             if table and name in TABLES:
                 check_shape(db, table, name)
+            if (name == "practice_session_goals" in schema and not link_columns(schema)
+                    and db.all("SELECT 1 FROM main.%s LIMIT 1" % quote(name))):
+                raise Stop("no telling which of its columns name a session and a goal")
         except Stop as stop:
             raise Stop("table %s can't be migrated: %s" % (name, stop),
                        advice="give it a shape that the README's section on limits allows") from None
@@ -718,12 +716,14 @@ def is_locked(error: BaseException) -> bool:
 # --------------------------------------------------------------------------
 
 def link_columns(schema: Dict[str, Table]) -> Optional[Tuple[str, str, str]]:
-    """The table practice_session_goals, its session column and its goal column, if usable."""
+    """The table practice_session_goals, its session column and its goal column, quoted; None if there are none."""
     table = schema.get("practice_session_goals")
-    goal = [c.name for c in table.columns.values() if c.name.lower().endswith("goal_id")] if table else []
-    if not table or not goal or not table.has("practice_session_id"):
+    names = [column.name for column in table.columns.values()] if table else []
+    sessions = [name for name in names if name.lower().endswith("session_id")]
+    goals = [name for name in names if name.lower().endswith("goal_id") and "session" not in name.lower()]
+    if not table or not sessions or not goals:
         return None
-    return quote(table.name), "practice_session_id", quote(goal[0])
+    return quote(table.name), quote(sessions[0]), quote(goals[0])
 
 
 def link_order(schema: Dict[str, Table]) -> str:
@@ -869,12 +869,13 @@ EMPTY = "COALESCE(NEW.root_id, '') = ''"
 
 class Trigger(NamedTuple):
     name: str
+    table: str
     sql: str
 
 
 def trigger(name: str, event: str, table: str, when: str, *statements: str) -> Trigger:
     """One CREATE TRIGGER; `event` is its time and cause, '' for `when` means always."""
-    return Trigger(name, "CREATE TRIGGER %s %s ON %s%s BEGIN\n  %s;\nEND" % (
+    return Trigger(name, table, "CREATE TRIGGER %s %s ON %s%s BEGIN\n  %s;\nEND" % (
         name, event, quote(table), "\n  WHEN " + when if when else "", ";\n  ".join(statements)))
 
 
@@ -949,7 +950,7 @@ def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
         return []
     return [trigger("trg_%s_adopt" % name, "AFTER INSERT", table, "NEW.root_id <> ''", *moved),
             trigger("trg_%s_follow" % name, "AFTER UPDATE OF root_id", table,
-                    "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''", *moved),
+                    "NEW.root_id IS NOT OLD.root_id AND NEW.root_id IS NOT ''", *moved),
             trigger("trg_%s_orphan" % name, "AFTER DELETE", table, "", *gone)]
 
 
@@ -1015,7 +1016,10 @@ def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
                   "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id"
                   % SUBTREE.format(row="NEW"))
           for kind, no in (("subtree", "NOT "), ("session_subtree", ""))),
-        trigger("trg_goals_orphan", "AFTER DELETE", table, "",
+        # Not for what is deleted with its fractal, parent first: re-rooting that would be cubic in the depth.
+        trigger("trg_goals_orphan", "AFTER DELETE", table,
+                "OLD.root_id = OLD.id OR OLD.parent_id IS NULL "
+                "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.parent_id, OLD.root_id))",
                 "UPDATE goals SET root_id = id WHERE parent_id = OLD.id AND root_id <> id", *gone)]
     if sessions:
         found.append(trigger("trg_goals_sessions", "AFTER UPDATE OF root_id", table, changed, *sessions))
@@ -1029,9 +1033,9 @@ def link_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
         return []
     table = schema["practice_session_goals"].name
     root = derived_goal(schema, "goals")
-    session = ("UPDATE goals SET root_id = {0} WHERE id = {1}.practice_session_id AND type = '{2}' "
+    session = ("UPDATE goals SET root_id = {0} WHERE id = {1}.{2} AND type = '{3}' "
                "AND parent_id IS NULL AND root_id <> {0}")
-    new, old = (session.format(root, row, SESSION) for row in ("NEW", "OLD"))
+    new, old = (session.format(root, row, links[1], SESSION) for row in ("NEW", "OLD"))
     found = [trigger("trg_practice_session_goals_insert", "AFTER INSERT", table, "", new),
              trigger("trg_practice_session_goals_update", "AFTER UPDATE", table, "", new, old),
              trigger("trg_practice_session_goals_delete", "AFTER DELETE", table, "", old)]
@@ -1123,7 +1127,10 @@ def find_check_violations(db: Database, schema: Dict[str, Table], skip: Sequence
     for name, (owner, expression, columns) in CHECKS.items():
         if name in skip or owner not in schema or not schema[owner].has(*columns):
             continue
-        query = "SELECT id, %s FROM %s WHERE NOT (%s)" % (", ".join(columns), quote(schema[owner].name), expression)
+        # A CHECK refuses the one time value that changes by itself (https://sqlite.org/deterministic.html).
+        now = "".join(" OR lower(%s) IN ('now', 'subsec', 'subsecond')" % c for c in columns if "(%s)" % c in expression)
+        query = "SELECT id, %s FROM %s WHERE NOT (%s)%s" % (
+            ", ".join(columns), quote(schema[owner].name), expression, now)
         count, ids = count_and_first(db, query)
         if count:
             yield Finding("check violated", name, owner, count, ids, query,
@@ -1224,41 +1231,55 @@ def repair(db: Database, schema: Dict[str, Table], findings: List[Finding], now:
     """Apply the lossless repairs; what each did, before and after."""
     done: List[Dict[str, Any]] = []
     for finding in findings:
-        if finding.kind == "duplicate name":
-            done += rename_duplicates(db, schema, finding)
-        elif finding.kind == "no fractal":
-            done += quarantine(db, schema[finding.table], finding, now)
-        elif finding.kind == "several fractals":
-            done += [{"kind": "first link wins", "table": "goals", "id": as_json(row[0]), "before": as_json(row[1]),
-                      "after": as_json(row[2])} for row in db.all(
-                "SELECT g.id, r.stored, r.root FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt"
-                % (quote(schema["goals"].name), schema["goals"].key))]
+        with triggers_put_aside(db, schema[finding.table]):
+            if finding.kind == "duplicate name":
+                done += rename_duplicates(db, schema, finding)
+            elif finding.kind == "no fractal":
+                done += quarantine(db, schema[finding.table], finding, now)
+            elif finding.kind == "several fractals":
+                done += [{"kind": "first link wins", "table": "goals", "id": as_json(row[0]), "before": as_json(row[1]),
+                          "after": as_json(row[2])} for row in db.all(
+                    "SELECT g.id, r.stored, r.root FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt"
+                    % (quote(schema["goals"].name), schema["goals"].key))]
     return done
 
 
+@contextlib.contextmanager
+def triggers_put_aside(db: Database, table: Table) -> Iterator[None]:
+    """Keep a table's triggers from firing: backfill and repairs are no changes that they were made for."""
+    kept = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = %s ORDER BY rowid"
+                  % literal(table.name.lower()))
+    for name, _ in kept:
+        db.run("DROP TRIGGER main." + quote(name))
+    yield
+    for _, sql in kept:
+        db.run(sql)
+
+
 def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) -> List[Dict[str, Any]]:
-    table, rows = schema[finding.table], duplicate_rows(schema, finding.name)
-    done = []
-    for key, identity, name in db.all("SELECT key, id, name FROM (%s) WHERE position > 1 ORDER BY scope, name, position"
-                                      % rows):
-        number = 2
-        this = "(SELECT c.name || ' (%d)' FROM main.{0} c WHERE c.{1} = {2})".format(
-            quote(table.name), table.key, literal(key))
-        while db.all("SELECT 1 FROM ({0}) WHERE name = {1} AND scope = (SELECT scope FROM ({0}) WHERE key = {2})"
-                     .format(rows, this % number, literal(key))):
+    """Give all but the oldest of equal names the next number that is free among the live rows of their scope."""
+    table, done = schema[finding.table], []
+    db.run("CREATE TEMP TABLE equal_names AS " + duplicate_rows(schema, finding.name))
+    taken = ("SELECT 1 FROM main.{0} c JOIN temp.equal_names e ON e.key = c.{1} WHERE c.name = {{name}} AND e.scope = "
+             "(SELECT scope FROM temp.equal_names WHERE key = {{key}})".format(quote(table.name), table.key))
+    number, group = 1, None
+    for key, identity, name, scope in db.all("SELECT key, id, name, scope FROM temp.equal_names WHERE position > 1 "
+                                             "ORDER BY scope, name, position"):
+        number, group = (number if group == (scope, name) else 1) + 1, (scope, name)
+        while db.all(taken.format(name="%s || ' (%d)'" % (literal(name), number), key=literal(key))):
             number += 1
         db.run("UPDATE main.%s SET name = name || ' (%d)' WHERE %s = %s" % (
             quote(table.name), number, table.key, literal(key)))
         after = db.value("SELECT name FROM main.%s WHERE %s = %s" % (quote(table.name), table.key, literal(key)))
         done.append({"kind": "renamed", "table": finding.table, "id": as_json(identity),
                      "before": as_json(name), "after": as_json(after)})
+    db.run("DROP TABLE temp.equal_names")
     return done
 
 
 def quarantine(db: Database, table: Table, finding: Finding, now: str) -> List[Dict[str, Any]]:
     """Move rows whose fractal can't be derived to migration_quarantine, whole."""
-    if not db.all("SELECT 1 FROM main.sqlite_master WHERE lower(name) = 'migration_quarantine'"):
-        db.run(QUARANTINE_TABLE)
+    make_own_table(db, "migration_quarantine")
     columns = [c.name for c in table.columns.values() if not c.generated]
     done = []
     for row in db.all("SELECT c.%s, %s FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE r.root IS NULL" % (
@@ -1290,6 +1311,7 @@ class Run:
         self.counts: Dict[str, Tuple[int, int]] = {}
         self.rows: Dict[str, int] = {}
         self.before: Dict[str, int] = {}  # references to rows that no longer exist
+        self.replaced: Dict[str, str] = {}  # indexes of the target's names and another definition
         self.proven = 0
 
     def survey(self) -> None:
@@ -1301,6 +1323,7 @@ class Run:
         self.missing = {name: [c for c in columns if name not in self.schema or not self.schema[name].has(c)]
                         for name, columns in TABLES.items()}
         self.edited = self.to_recreate()
+        self.rows = {}
         self.before = {"goals.parent_id": db.value(
             "SELECT count(*) FROM main.{0} WHERE parent_id IS NOT NULL AND {1} NOT IN (SELECT child FROM temp.goal_parent)"
             .format(quote(self.schema["goals"].name), self.schema["goals"].key))}
@@ -1314,9 +1337,10 @@ class Run:
             self.before.update(found)
             self.rows[name] = db.value("SELECT count(*) FROM main." + quote(self.schema[name].name))
         self.check_preconditions()
-        log = read_table(db, "migration_log")
-        if log and not log.has("id", "run_at", "script_version", "sqlite_version", "report"):
-            raise Stop("there is another table migration_log", advice="rename that table")
+        self.check_names()
+        self.report["broken_triggers"] = broken_triggers(db, self.schema)
+        stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
+        self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
 
     def to_recreate(self) -> List[str]:
         """The tables whose text must change; metric_values with its split_definitions, so that
@@ -1341,6 +1365,19 @@ class Run:
                        "add columns to --phases")
         if "backfill" not in phases and "constraints" in phases and any(sum(c) for c in self.counts.values()):
             raise Stop("--phases %s: rows have no right root_id yet" % ",".join(phases), 2, "add backfill to --phases")
+
+    def check_names(self) -> None:
+        """Raise Stop where something else has a name that the migration needs."""
+        owners = {("trigger", one.name): one.table.lower() for one in wanted_triggers(self.db, self.schema)}
+        owners.update({("index", name): on.partition(" ")[0] for name, on in INDEXES.items()})
+        owners.update({("index", name): table for name, (table, _) in UNIQUE_NAMES.items()})
+        for kind, name, table in self.db.all("SELECT type, name, tbl_name FROM main.sqlite_master"):
+            owner = owners.get(("trigger" if kind == "trigger" else "index", name.lower()), table.lower())
+            ours = OWN_TABLES.get(name.lower()) if kind != "trigger" else None
+            found = read_table(self.db, name) if ours and kind == "table" else None
+            if table.lower() != owner or (ours and (not found or list(found.columns) != list(ours))):
+                raise Stop("the %s %s%s has a name that the migration needs" % (
+                    kind, name, " of %s" % table if table != name else ""), advice="rename it")
 
     def to_index(self) -> Dict[str, str]:
         """CREATE statements of the wanted indexes that aren't there in that form, by name."""
@@ -1379,8 +1416,7 @@ def add_columns(run: Run) -> Dict[str, Any]:
         if not table:
             checks = ["CONSTRAINT %s CHECK (%s)" % (check, expression) for check, (owner, expression, _) in CHECKS.items()
                       if owner == name and check not in run.options.skip_constraint]
-            run.db.run("CREATE TABLE main.%s (\n    %s\n)" % (quote(name), ",\n    ".join(
-                ["%s %s" % (quote(column), kind) for column, kind in TABLES[name].items()] + checks)))
+            run.db.run(table_text(name, TABLES[name], checks))
             created.append(name)
         elif columns:
             added[name] = columns
@@ -1396,6 +1432,16 @@ def add_columns(run: Run) -> Dict[str, Any]:
     return {"tables": created, "columns": added}
 
 
+def table_text(name: str, columns: Dict[str, str], checks: Sequence[str] = ()) -> str:
+    lines = [("%s %s" % (quote(column), kind)).rstrip() for column, kind in columns.items()] + list(checks)
+    return "CREATE TABLE main.%s (\n    %s\n)" % (quote(name), ",\n    ".join(lines))
+
+
+def make_own_table(db: Database, name: str) -> None:
+    if not read_table(db, name):
+        db.run(table_text(name, OWN_TABLES[name]))
+
+
 def backfill(run: Run) -> Dict[str, Any]:
     """[2/5] Give rows their root: here, or on the way into a table that is recreated anyway."""
     for name in run.counts:
@@ -1408,18 +1454,6 @@ def backfill(run: Run) -> Dict[str, Any]:
             run.out.line("  %-21s %9s backfilled %7s corrected" % ((name,) + tuple(
                 "{:,}".format(count) for count in run.counts[name])))
     return {name: {"backfilled": filled, "corrected": corrected} for name, (filled, corrected) in run.counts.items()}
-
-
-@contextlib.contextmanager
-def triggers_put_aside(db: Database, table: Table) -> Iterator[None]:
-    """Keep a table's triggers from firing: the backfill is no change that they were made for."""
-    kept = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = %s ORDER BY rowid"
-                  % literal(table.name.lower()))
-    for name, _ in kept:
-        db.run("DROP TRIGGER main." + quote(name))
-    yield
-    for _, sql in kept:
-        db.run(sql)
 
 
 def recreate_tables(run: Run) -> Dict[str, Any]:
@@ -1541,7 +1575,7 @@ def create_indexes(run: Run) -> Dict[str, Any]:
         if name in TABLES:
             db.run("ANALYZE main." + quote(table.name))
     run.out.line("  %d indexes and %d triggers created" % (len(wanted), len(triggers)))
-    return {"indexes": list(wanted), "triggers": [one.name for one in triggers]}
+    return {"indexes": list(wanted), "replaced": run.replaced, "triggers": [one.name for one in triggers]}
 
 
 # --------------------------------------------------------------------------
@@ -1627,7 +1661,8 @@ def broken_triggers(db: Database, schema: Dict[str, Table]) -> List[str]:
             try:
                 db.all("EXPLAIN " + sql.format(quote(table.name), ", ".join("%s = %s" % (c, c) for c in columns)))
             except sqlite3.OperationalError as error:
-                faults.append("%s %s: %s" % (sql.split()[0], table.name, error))
+                if "no such function" not in str(error):  # the app may bring its own
+                    faults.append("%s %s: %s" % (sql.split()[0], table.name, error))
     return faults
 
 
@@ -1650,7 +1685,8 @@ def schema_faults(run: Run) -> Iterator[Check]:
     yield Check("indexes", ["index %s is missing or differs" % name for name in run.to_index()], "")
     if "backfill" in options.phases:
         yield Check("triggers", ["trigger %s is missing or differs" % one.name for one in run.to_trigger()]
-                    + broken_triggers(run.db, schema), "")
+                    + [text for text in broken_triggers(run.db, schema) if text not in run.report["broken_triggers"]],
+                    "; ".join(run.report["broken_triggers"]))
 
 
 def lacking(name: str, table: Table, skip: Sequence[str]) -> str:
@@ -2062,10 +2098,26 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
                                             ", ".join(filter(None, words)) or "nothing"))
     out.line("  %d indexes, %d triggers to create%s" % (len(run.to_index()), len(run.to_trigger()),
                                                         ", and those of recreated tables again" if run.edited else ""))
+    for name, sql in run.replaced.items():
+        out.line("  %s replaces one that was: %s" % (name, " ".join(sql.split())))
     out.line("  backup  %s" % (backup and "%s, %s" % (backup, file_size(size_of(run.db.path))) or "none"))
     out.line("  disk    %s" % space)
     if not run.options.dry_run:
         out.line("  time    %s" % rehearsal_time(run.options))
+    for text in refusing_triggers(run):
+        out.line("  note    trigger %s may refuse the update that gives a new row its root_id: name its columns (UPDATE OF ...)" % text)
+
+
+def refusing_triggers(run: Run) -> Iterator[str]:
+    """The owner's triggers that may refuse the UPDATE by which an insert gets its root_id."""
+    ours = {one.name for one in wanted_triggers(run.db, run.schema)}
+    for name, table, sql in run.db.all("SELECT name, tbl_name, sql FROM main.sqlite_master WHERE type = 'trigger'"):
+        words = [token.word or token.name.upper() for token in tokenize(sql)]
+        head = words[:words.index("ON")]
+        watched = head[head.index("OF"):] if "OF" in head else ["ROOT_ID"]
+        if ("UPDATE" in head and "ROOT_ID" in watched and "RAISE" in words and name not in ours
+                and table.lower() in TABLES):
+            yield "%s on %s" % (name, table)
 
 
 def rehearsal_time(options: argparse.Namespace) -> str:
@@ -2290,13 +2342,16 @@ def make_repairs(run: Run) -> None:
     """--repair, until nothing repairable is left: a quarantined parent may leave a child without root."""
     now = run.report["started"]
     repairs = run.report["repairs"]
-    findings = run.findings
+    findings, expected = run.findings, run.rows
     while findings:
         lost = [f for f in findings if f.kind == "no fractal"]  # first: a row that goes needs no new name
         repairs += repair(run.db, run.schema, lost or findings, now)
         run.survey()
         findings = [f for f in run.findings if lost or f.kind != "several fractals"]
     run.findings = []
+    moved = [one["table"] for one in repairs if one["kind"] == "quarantined"]
+    if run.rows != {name: count - moved.count(name) for name, count in expected.items()}:
+        raise Stop("the repairs changed more rows than they name", advice="please report this")
     run.out.title("Repairs")
     for one in repairs:
         run.out.line("  %-21s %s %r: %s -> %s" % (one["table"], one["kind"], one["id"],
@@ -2342,8 +2397,7 @@ def show_checks(run: Run, checks: List[Check]) -> List[Dict[str, Any]]:
 def write_log(run: Run) -> None:
     """Keep the report in migration_log, in the transaction of the run itself."""
     db, report = run.db, run.report
-    if not db.all("SELECT 1 FROM main.sqlite_master WHERE lower(name) = 'migration_log'"):
-        db.run(LOG_TABLE)
+    make_own_table(db, "migration_log")
     text = json.dumps(dict(report, status="done", exit_code=0))
     db.run("INSERT INTO main.migration_log (run_at, script_version, sqlite_version, report) VALUES (%s)" % ", ".join(
         map(literal, (report["started"], VERSION, sqlite3.sqlite_version, text))))
@@ -2401,10 +2455,12 @@ def verify_file(options: argparse.Namespace, out: Output, report: Dict[str, Any]
         run = Run(db, options, out, report)
         db.all("BEGIN")  # one state of the data for all checks
         run.schema = read_schema(db)
-        skipped, before = last_log(db)
+        logged = last_log(db)
+        skipped = [name for name in logged.get("options", {}).get("skip_constraint", []) if name in CONSTRAINTS]
         options.skip_constraint = sorted(set(options.skip_constraint + skipped))
+        report["broken_triggers"] = logged.get("broken_triggers", [])
         out.title("Verify %s" % options.path)
-        checks = verify(run, before, True)
+        checks = verify(run, logged.get("references_to_missing_rows"), True)
         show_checks(run, checks)
         faults = [fault for check in checks for fault in check.faults]
         if faults:
@@ -2416,13 +2472,13 @@ def verify_file(options: argparse.Namespace, out: Output, report: Dict[str, Any]
     return 0
 
 
-def last_log(db: Database) -> Tuple[List[str], Optional[Dict[str, int]]]:
-    """What the last run left out on purpose, and its references to missing rows; nothing if there is no such log."""
+def last_log(db: Database) -> Dict[str, Any]:
+    """The report of the last run; empty if there is none."""
     try:
         logged = json.loads(db.value("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1"))
-        return [n for n in logged["options"]["skip_constraint"] if n in CONSTRAINTS], logged.get("references_to_missing_rows")
-    except (sqlite3.OperationalError, IndexError, ValueError, TypeError, KeyError):
-        return [], None
+        return logged if isinstance(logged, dict) else {}
+    except (sqlite3.OperationalError, IndexError, ValueError, TypeError):
+        return {}
 
 
 def comma_list(text: str) -> List[str]:
@@ -2533,6 +2589,9 @@ def explain(error: BaseException) -> Stop:
         return Stop("the database or its folder can't be written: %s" % text, 1, "check owner, permissions and mount")
     if "disk is full" in text or "disk I/O error" in text or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return Stop("the disk is full, over quota or failing: %s" % text, 1, "make room, look at the disk, run again")
+    if isinstance(error, sqlite3.IntegrityError):
+        return Stop("the database has a constraint of its own that the migrated rows would break: %s" % text, 3,
+                    "change those rows or that constraint, and run again")
     if "not a database" in text or "malformed" in text or "corrupt" in text:
         return Stop("the database is damaged or encrypted: %s" % text, 1, "restore a backup of it, or see sqlite3's .recover")
     return Stop(text, 1, "run with -v to see the statement")
@@ -2546,7 +2605,7 @@ def new_report(options: argparse.Namespace) -> Dict[str, Any]:
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
             "versions": {"script": VERSION, "python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version},
             "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
-            "references_to_missing_rows": {}, "crossing_fractals": {}, "backup": None}
+            "references_to_missing_rows": {}, "crossing_fractals": {}, "broken_triggers": [], "backup": None}
 
 
 def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ once, in one transaction on a new file, with the same page cache.
 """
 import argparse
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -135,39 +136,50 @@ EMPTY = "CREATE TRIGGER empty AFTER INSERT ON metric_values WHEN 0 BEGIN SELECT 
 INTO = "INSERT INTO metric_values (id, activity_instance_id, metric_definition_id, root_id, value) "
 
 
-def triggers(path):
-    """Inserting 100,000 rows with and without the triggers, in one statement and in one each; the best of three.
+WAYS = {"one statement": 100000, "a statement each": 100000, "a transaction each": 2000}
 
-    One statement a row pays SQLite's statement journal as soon as there is any trigger: hence the empty one.
-    """
-    seconds = {}
-    for kept in ("none", "empty", "ours") * 3:
-        for root, single in (("root", True), ("NULL", True), ("root", False), ("NULL", False)):
-            connection = sqlite3.connect(path, isolation_level=None)
-            connection.execute(CACHE)
-            connection.execute("BEGIN")
-            if kept != "ours":
-                for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-                    connection.execute("DROP TRIGGER " + name)
-            if kept == "empty":
-                connection.execute(EMPTY)
-            connection.execute("CREATE TEMP TABLE new AS SELECT lower(hex(randomblob(16))) AS id, i.id AS i, m.id AS m, "
-                               "i.root_id AS root FROM activity_instances i JOIN metric_definitions m "
-                               "ON m.activity_id = i.activity_definition_id LIMIT 100000")
-            rows = connection.execute("SELECT id, i, m, %s FROM new" % root).fetchall()
-            start = time.perf_counter()
-            if single:
-                connection.execute(INTO + "SELECT id, i, m, %s, 1 FROM new" % root)
-            else:
-                connection.executemany(INTO + "VALUES (?, ?, ?, ?, 1)", rows)
-            took = time.perf_counter() - start
-            seconds[kept, root, single] = min(took, seconds.get((kept, root, single), took))
-            connection.execute("ROLLBACK")
-            connection.close()
-    for root, title in (("root", "given"), ("NULL", "NULL")):
-        print("triggers, root_id %s: %.2f times without them in one statement; in one each %.2f times, an empty trigger %.2f times"
-              % ((title,) + tuple(seconds[kept, root, single] / seconds["none", root, single]
-                                  for kept, single in (("ours", True), ("ours", False), ("empty", False)))))
+
+def insert_values(path, kept, root, way):
+    """Seconds that inserting values takes with our triggers kept, an empty one in their place, or none."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute(CACHE)
+    connection.execute("CREATE TEMP TABLE new AS SELECT lower(hex(randomblob(16))) AS id, i.id AS i, m.id AS m, "
+                       "i.root_id AS root FROM activity_instances i JOIN metric_definitions m "
+                       "ON m.activity_id = i.activity_definition_id LIMIT %d" % WAYS[way])
+    rows = connection.execute("SELECT id, i, m, %s FROM new" % root).fetchall()
+    if kept != "ours":
+        for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute("DROP TRIGGER " + name)
+    if kept == "empty":
+        connection.execute(EMPTY)
+    start = time.perf_counter()
+    if way != "a transaction each":
+        connection.execute("BEGIN")
+    if way == "one statement":
+        connection.execute(INTO + "SELECT id, i, m, %s, 1 FROM new" % root)
+    else:
+        for row in rows:
+            connection.execute(INTO + "VALUES (?, ?, ?, ?, 1)", row)
+    if connection.in_transaction:
+        connection.execute("COMMIT")
+    took = time.perf_counter() - start
+    connection.close()
+    return took
+
+
+def triggers(path):
+    """What the triggers cost an insert. An empty trigger shows what of it is SQLite's statement journal."""
+    print("\n| inserts of values | root_id given | root_id NULL | an empty trigger |\n|---|---|---|---|")
+    for way, rows in WAYS.items():
+        seconds = {}
+        for kept, root in [("none", "root"), ("none", "NULL"), ("ours", "root"), ("ours", "NULL"), ("empty", "root")] * 3:
+            copy = path + ".copy"
+            shutil.copy(path, copy)
+            took = insert_values(copy, kept, root, way)
+            seconds[kept, root] = min(took, seconds.get((kept, root), took))
+            os.unlink(copy)
+        print("| {:,} in {} | {:.2f} times | {:.2f} times | {:.2f} times |".format(rows, way, *(
+            seconds[which] / seconds["none", which[1]] for which in (("ours", "root"), ("ours", "NULL"), ("empty", "root")))))
 
 
 def main():
@@ -179,7 +191,7 @@ def main():
             old, new = os.path.join(folder, "old.db"), os.path.join(folder, "goals.db")
             make(old, values)
             size = os.path.getsize(old)
-            subprocess.check_call(["cp", old, new])
+            shutil.copy(old, new)
             run, memory = migrate(new, "--yes")
             least = least_work(new, os.path.join(folder, "least.db"))
             rehearsal, more = migrate(old, "--dry-run")

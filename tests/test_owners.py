@@ -1,0 +1,143 @@
+"""What owners of databases have added, and how it gets on with the migration."""
+import pytest
+from databases import build
+from helpers import digest, query, run, script
+
+GOAL = "INSERT INTO goals (id, type, name, parent_id) VALUES (?, ?, ?, ?)"
+TEMPLATE = "INSERT INTO session_templates (id, root_id, name) VALUES (?, 'goal-0-00', ?)"
+
+
+def test_repairs_fire_none_of_the_owners_triggers(database):
+    """A cascade by hand would lose rows, and RAISE(IGNORE) would keep what is moved."""
+    script(database,
+           "CREATE TRIGGER tidy AFTER DELETE ON activity_definitions BEGIN "
+           "DELETE FROM activity_instances WHERE activity_definition_id = OLD.id; END",
+           "CREATE TRIGGER final BEFORE UPDATE ON session_templates BEGIN SELECT RAISE(IGNORE); END",
+           "CREATE TRIGGER kept BEFORE DELETE ON activity_definitions BEGIN SELECT RAISE(IGNORE); END",
+           "UPDATE activity_definitions SET root_id = '' WHERE id = 'activity-0-0'",
+           (TEMPLATE, ("t1", "Twice")), (TEMPLATE, ("t2", "Twice")))
+    before = query(database, "SELECT count(*) FROM activity_instances")
+    triggers = query(database, "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
+    run(database, "--yes", "--no-backup", "--repair")
+    assert query(database, "SELECT count(*) FROM activity_instances") == before
+    assert query(database, "SELECT id FROM migration_quarantine WHERE \"table\" = 'activity_definitions'") == [("activity-0-0",)]
+    assert query(database, "SELECT name FROM session_templates WHERE id IN ('t1', 't2') ORDER BY id") == [("Twice",), ("Twice (2)",)]
+    assert query(database, "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE 'trg_%' ORDER BY name") == triggers
+
+
+def test_many_equal_names_each_get_a_free_one(database):
+    script(database, (TEMPLATE, ("taken", "Same (7)")), *[(TEMPLATE, ("t%d" % n, "Same")) for n in range(300)])
+    run(database, "--yes", "--no-backup", "--repair")
+    names = {row[0] for row in query(database, "SELECT name FROM session_templates WHERE name LIKE 'Same%'")}
+    assert names == {"Same"} | {"Same (%d)" % n for n in range(2, 302)}
+
+
+@pytest.mark.parametrize("trigger", [
+    "CREATE TRIGGER broken AFTER DELETE ON goals BEGIN INSERT INTO dropped_audit VALUES (OLD.id); END",
+    "CREATE TRIGGER told AFTER INSERT ON activity_instances BEGIN SELECT app_notify(NEW.id); END",
+])
+def test_a_trigger_that_cannot_be_compiled_here_is_carried_over(database, trigger):
+    script(database, trigger)
+    run(database, "--dry-run")
+    run(database, "--yes", "--no-backup")
+    assert query(database, "SELECT sql FROM sqlite_master WHERE name IN ('broken', 'told')") == [(trigger,)]
+    run(database, "--verify")
+    script(database, "CREATE TRIGGER worse AFTER UPDATE ON goals BEGIN INSERT INTO no_such_table VALUES (1); END")
+    assert "no_such_table" in run(database, "--verify", status=1).stderr + run(database, "--verify", status=1).stdout
+
+
+@pytest.mark.parametrize("statement", [
+    "CREATE UNIQUE INDEX one_name ON goals (root_id, name)",
+    "CREATE UNIQUE INDEX one_root ON metric_values (root_id)",
+])
+def test_a_constraint_of_the_owner_that_right_roots_break_needs_a_decision(database, statement):
+    script(database, "UPDATE goals SET root_id = NULL, name = 'Evening' WHERE type = 'PracticeSession'")
+    if "metric_values" in statement:
+        script(database, "ALTER TABLE metric_values ADD COLUMN root_id VARCHAR")
+    script(database, statement)
+    before = digest(database)
+    for flag in ("--dry-run", "--yes"):
+        assert "UNIQUE constraint failed" in run(database, flag, status=3).stderr
+    assert digest(database) == before
+
+
+@pytest.mark.parametrize("statement", [
+    "CREATE UNIQUE INDEX idx_goals_type ON playlist (goal)",
+    "CREATE TRIGGER trg_goals_fill AFTER INSERT ON playlist BEGIN SELECT 1; END",
+    "CREATE VIEW idx_goals_root_id AS SELECT 1",
+    "CREATE VIEW migration_log AS SELECT 1",
+    "CREATE INDEX migration_log ON playlist (goal)",
+    "CREATE TABLE migration_quarantine (id)",
+])
+def test_a_name_that_is_taken_is_told_before_anything_happens(database, statement):
+    script(database, "CREATE TABLE playlist (goal)", statement)
+    before = digest(database)
+    for flag in ("--dry-run", "--yes"):
+        assert "has a name that the migration needs" in run(database, flag, status=1).stderr
+    assert digest(database) == before
+
+
+def test_an_index_that_is_replaced_is_told(database):
+    script(database, "CREATE UNIQUE INDEX idx_goals_type ON goals (type, id)")
+    assert "idx_goals_type replaces one that was: CREATE UNIQUE INDEX" in run(database, "--yes", "--no-backup").stdout
+
+
+@pytest.mark.parametrize("table", [
+    "CREATE TABLE practice_session_goals (session_id VARCHAR, goal_id VARCHAR)",
+    "CREATE TABLE practice_session_goals (practice_session_goal_id INTEGER PRIMARY KEY, practice_session_id VARCHAR, "
+    "short_term_goal_id VARCHAR)",
+])
+def test_links_under_other_column_names_give_their_sessions_a_root(database, table):
+    columns = "session_id, goal_id" if "(session_id" in table else "practice_session_id, short_term_goal_id"
+    script(database, "DROP TABLE practice_session_goals", table, (GOAL, ("linked", "PracticeSession", "s", None)),
+           "INSERT INTO practice_session_goals (%s) VALUES ('linked', 'goal-1-05')" % columns)
+    run(database, "--yes", "--no-backup")
+    root = "SELECT root_id FROM goals WHERE id = 'linked'"
+    assert query(database, root) == [("goal-1-00",)]
+    script(database, "UPDATE practice_session_goals SET %s = 'goal-0-05'" % columns.split(", ")[1])
+    assert query(database, root) == [("goal-0-00",)]
+    run(database, "--verify")
+
+
+def test_links_of_an_unknown_shape_are_refused(database):
+    script(database, "DROP TABLE practice_session_goals", "CREATE TABLE practice_session_goals (one, two)",
+           "INSERT INTO practice_session_goals VALUES (1, 2)")
+    assert "no telling which" in run(database, "--dry-run", status=1).stderr
+
+
+def test_a_trigger_that_may_refuse_the_fill_is_told(database):
+    script(database, "CREATE TRIGGER final BEFORE UPDATE ON metric_values BEGIN SELECT RAISE(ABORT, 'final'); END",
+           "CREATE TRIGGER named BEFORE UPDATE OF value ON metric_values BEGIN SELECT RAISE(ABORT, 'final'); END")
+    said = run(database, "--dry-run").stdout
+    assert "trigger final on metric_values may refuse" in said and "trigger named" not in said
+
+
+def test_instances_follow_a_session_whose_root_comes_later(tmp_path):
+    path = build(tmp_path / "goals.db", "later")
+    session, = query(path, "SELECT id FROM sessions LIMIT 1")[0]
+    nullable = [row for row in query(path, "PRAGMA table_info(sessions)") if row[1] == "root_id" and not row[3]]
+    run(path, "--yes", "--no-backup")
+    script(path, "INSERT INTO activity_instances (id, session_id, activity_definition_id) "
+           "SELECT 'late', '%s', id FROM activity_definitions LIMIT 1" % session)
+    if nullable:
+        script(path, "UPDATE sessions SET root_id = NULL WHERE id = '%s'" % session)
+        run(path, "--verify")
+    script(path, "UPDATE sessions SET root_id = 'goal-1-00' WHERE id = '%s'" % session)
+    assert query(path, "SELECT root_id FROM activity_instances WHERE id = 'late'") == [("goal-1-00",)]
+    run(path, "--verify")
+
+
+def test_a_deep_fractal_can_be_deleted_with_foreign_keys_on(migrated):
+    script(migrated, (GOAL, ("d0", "UltimateGoal", "deep", None)),
+           *[(GOAL, ("d%d" % n, "MidTermGoal", "deep", "d%d" % (n - 1))) for n in range(1, 600)])
+    before = query(migrated, "SELECT count(*) FROM goals")[0][0]
+    script(migrated, "DELETE FROM goals WHERE id = 'd0'", foreign_keys=True)
+    assert query(migrated, "SELECT count(*) FROM goals")[0][0] == before - 600
+    run(migrated, "--verify")
+
+
+def test_a_time_that_a_check_can_never_hold_needs_a_decision(database):
+    script(database, "UPDATE goals SET deadline = 'now' WHERE id = 'goal-0-03'")
+    assert "chk_goals_deadline_after_creation" in run(database, "--dry-run", status=3).stdout
+    run(database, "--yes", "--no-backup", "--skip-constraint", "chk_goals_deadline_after_creation")
+
