@@ -30,18 +30,17 @@ import argparse
 import contextlib
 import datetime
 import errno
-import hashlib
 import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
-import socket
 import sqlite3
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -606,7 +605,6 @@ def replace_clauses(head: List[Token], dropped: List[List[Token]], wanted: str,
 # 3. A connection that records, waits for locks and can be interrupted
 # --------------------------------------------------------------------------
 
-ACTIVE: List[sqlite3.Connection] = []
 SIGNALS: List[int] = []
 CHANGED: List[str] = []  # what has been done for good: no signal may deny it any more
 
@@ -619,39 +617,14 @@ def check_interrupt() -> None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGINT and SIGTERM stop even a long statement.
-
-    A Python signal handler waits until the statement returns; the wakeup socket does not
-    (https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd): a thread reads it
-    and calls sqlite3_interrupt.
-    """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            while reader.recv(1):
-                for connection in list(ACTIVE):
-                    with contextlib.suppress(sqlite3.Error):
-                        connection.interrupt()
-
-    def handler(number: int, frame: Any) -> None:
-        SIGNALS.append(number)
-
-    watcher = threading.Thread(target=watch, daemon=True)
+def on_signal(handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM call `handler`, then again what they called before."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    wakeup = signal.set_wakeup_fd(writer.fileno())
-    watcher.start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(wakeup)
         for number, old in before.items():
             signal.signal(number, old)
-        writer.close()
-        watcher.join(1)
-        reader.close()
 
 
 class Database:
@@ -666,15 +639,11 @@ class Database:
         self.path, self.timeout, self.show = path, timeout, show
         self.script: List[str] = []
         uri = "%s?mode=%s" % (pathlib.Path(os.path.abspath(path)).as_uri(), mode)
-        self.connection = sqlite3.connect(uri, uri=True, timeout=0.1, isolation_level=None,
-                                          check_same_thread=False)
+        self.connection = sqlite3.connect(uri, uri=True, timeout=0.1, isolation_level=None)
         self.connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-        ACTIVE.append(self.connection)
-
-    def close(self) -> None:
-        if self.connection in ACTIVE:
-            ACTIVE.remove(self.connection)
-        self.connection.close()
+        # Python runs a signal's handler between its own instructions. A long statement has none but
+        # this callback's, and ends when it says so (https://sqlite.org/c3ref/progress_handler.html).
+        self.connection.set_progress_handler(lambda: bool(SIGNALS and not CHANGED), 10_000)
 
     def all(self, sql: str) -> List[Tuple[Any, ...]]:
         deadline = time.monotonic() + self.timeout
@@ -703,7 +672,7 @@ class Database:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.close()
+        self.connection.close()
 
 
 def is_locked(error: BaseException) -> bool:
@@ -1897,13 +1866,37 @@ def copy_files(path: str, target: str) -> bool:
     before = state()
     for end, present in zip(("", "-wal", "-journal"), before):
         if present:
-            with open(path + end, "rb") as source, open(target + end, "wb") as copy:
-                for block in iter(lambda: source.read(1 << 20), b""):
-                    check_interrupt()
-                    copy.write(block)
+            check_interrupt()
+            shutil.copyfile(path + end, target + end)
     with contextlib.closing(sqlite3.connect(target)) as copied:  # recovers what a crash left
         copied.execute("SELECT count(*) FROM sqlite_master").fetchall()
     return before == state()
+
+
+@contextlib.contextmanager
+def private_snapshot(path: str, timeout: float, out: "Output") -> Iterator[str]:
+    """The path of a snapshot in a folder of its own, both gone in the end."""
+    with tempfile.TemporaryDirectory(prefix="fractal-goals-") as folder:
+        copy = os.path.join(folder, "snapshot.db")
+        snapshot(path, copy, timeout, out)
+        yield copy
+
+
+@contextlib.contextmanager
+def reading(path: str, options: argparse.Namespace, out: "Output") -> Iterator[Database]:
+    """A connection that reads a database in one state and leaves no file beside it.
+
+    Where a crash, or a copy made by hand while in use, left a -wal or -journal, it reads a
+    snapshot, with the recovery that SQLite would make.
+    """
+    open_elsewhere = os.path.exists(path + "-shm")
+    with contextlib.ExitStack() as stack:
+        mode = "ro&immutable=1" if is_wal(path) and not open_elsewhere else "ro"
+        if os.path.exists(path + "-journal") or (os.path.exists(path + "-wal") and not open_elsewhere):
+            path, mode = stack.enter_context(private_snapshot(path, options.timeout, out)), "rw"
+        db = stack.enter_context(Database(path, mode, options.timeout, out.statement))
+        db.all("BEGIN")
+        yield db
 
 
 def row_counts(db: Database) -> Dict[str, int]:
@@ -1912,14 +1905,23 @@ def row_counts(db: Database) -> Dict[str, int]:
     return {name: db.value("SELECT count(*) FROM main." + quote(name)) for name in names}
 
 
+def copy_checked(source: Database, target: str, out: "Output", label: str) -> None:
+    """Copy a database into a file, and look at the copy."""
+    with contextlib.closing(sqlite3.connect(target)) as copy:
+        copy_pages(source.connection, copy, source.timeout, out, label)
+    with Database(target) as copied:
+        check_equal(copied, source)
+
+
+def check_equal(copy: Database, source: Database) -> None:
+    if copy.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(copy) != row_counts(source):
+        raise Stop("%s does not equal %s" % (copy.path, source.path), advice="look at the disk and run again")
+
+
 def make_backup(db: Database, final: str, out: "Output") -> None:
     """Back up `db` under its own write lock, from a second connection, and check the copy before it gets its name."""
-    with private_file(final) as partial:
-        with Database(db.path, "ro", db.timeout) as source, contextlib.closing(sqlite3.connect(partial)) as copy:
-            copy_pages(source.connection, copy, db.timeout, out, "  backup")
-        with Database(partial) as copied:
-            if copied.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(copied) != row_counts(db):
-                raise Stop("the backup does not equal the database", advice="look at the disk of " + final)
+    with private_file(final) as partial, Database(db.path, "ro", db.timeout) as source:
+        copy_checked(source, partial, out, "  backup")
 
 
 def free_name(path: str, word: str) -> str:
@@ -1930,21 +1932,12 @@ def free_name(path: str, word: str) -> str:
 
 
 def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) -> int:
-    """Put a backup in place of DATABASE under an exclusive lock; what is there now is kept aside.
-
-    A backup with a -wal or -journal beside it was copied by hand while in use: what is restored
-    is a snapshot of it, with the recovery that SQLite would make.
-    """
+    """Put a backup in place of DATABASE under an exclusive lock; what is there now is kept aside."""
     path, backup = options.path, options.restore
     check_file(backup, "backup")
     if os.path.exists(path) and os.path.samefile(path, backup):
         raise Stop("the backup and the database are one file", 2, "name the backup")
-    with contextlib.ExitStack() as stack:
-        source_path, mode = backup, "ro&immutable=1" if is_wal(backup) else "ro"
-        if os.path.exists(backup + "-wal") or os.path.exists(backup + "-journal"):
-            source_path, mode = os.path.join(stack.enter_context(private_folder()), "snapshot.db"), "rw"
-            snapshot(backup, source_path, options.timeout, out)
-        source = stack.enter_context(Database(source_path, mode, options.timeout))
+    with reading(backup, options, out) as source:
         said = source.all("PRAGMA quick_check(1)")
         if said != [("ok",)]:
             raise Stop("%s is damaged: %s" % (backup, said[0][0]), advice="choose another backup")
@@ -1956,15 +1949,11 @@ def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) 
         confirm(options, out, "restore", path)
         aside = free_name(path, "replaced")
         report.update(backup=os.path.abspath(backup), kept_aside=aside)
-        (replace_content if usable else put_in_place)(source, path, aside, options.timeout, out)
+        (replace_content if usable else put_in_place)(source, path, aside, out)
     if os.path.exists(aside):
         out.line("The content before is kept in %s" % aside)
-    out.last("Done: %s is as %s was." % (path, backup))
+    out.write("Done: %s is as %s was." % (path, backup))
     return 0
-
-
-def private_folder() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="fractal-goals-")
 
 
 def readable(path: str, timeout: float) -> bool:
@@ -1978,27 +1967,18 @@ def readable(path: str, timeout: float) -> bool:
         return False
 
 
-def check_equal(db: Database, source: Database) -> None:
-    if db.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(db) != row_counts(source):
-        raise Stop("the restored database does not equal the backup", advice="look at the disk and run again")
-
-
-def rename_all(path: str, aside: str, ends: Sequence[str]) -> None:
-    for end in ends:
-        if os.path.exists(path + end):
-            os.rename(path + end, aside + end)
-
-
-def put_in_place(source: Database, path: str, aside: str, timeout: float, out: "Output") -> None:
+def put_in_place(source: Database, path: str, aside: str, out: "Output") -> None:
     """Restore where there is no database that SQLite could write into: the file there, if any, is renamed
     with the -wal and -journal that belong to it, but not before the new one is complete."""
     like = os.stat(path if os.path.exists(path) else source.path)
-    ends = ("", "-wal", "-journal")
-    with private_file(path, lambda: rename_all(path, aside, ends)) as partial:
-        with contextlib.closing(sqlite3.connect(partial)) as copy:
-            copy_pages(source.connection, copy, timeout, out, "  restore")
-        with Database(partial) as copied:
-            check_equal(copied, source)
+
+    def make_way() -> None:
+        for end in ("", "-wal", "-journal"):
+            if os.path.exists(path + end):
+                os.rename(path + end, aside + end)
+
+    with private_file(path, make_way) as partial:
+        copy_checked(source, partial, out, "  restore")
         os.chmod(partial, like.st_mode & 0o777)
         with contextlib.suppress(AttributeError, OSError):
             os.chown(partial, like.st_uid, like.st_gid)
@@ -2007,19 +1987,20 @@ def put_in_place(source: Database, path: str, aside: str, timeout: float, out: "
     CHANGED.append("the backup is restored")
 
 
-def replace_content(source: Database, path: str, aside: str, timeout: float, out: "Output") -> None:
+def replace_content(source: Database, path: str, aside: str, out: "Output") -> None:
     """Keep the content of a database aside, then overwrite it, under one exclusive lock."""
-    with Database(path, "rw", timeout) as db:
+    with Database(path, "rw", source.timeout) as db:
         journal_mode = db.value("PRAGMA main.journal_mode")
         db.all("PRAGMA locking_mode = EXCLUSIVE")
         db.all("BEGIN EXCLUSIVE")
         db.all("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
+        # Unchecked: what is there may be damaged, or why restore?
         with private_file(aside) as partial, contextlib.closing(sqlite3.connect(partial)) as copy:
-            copy_pages(db.connection, copy, timeout, out, "  keep aside")
+            copy_pages(db.connection, copy, db.timeout, out, "  keep aside")
         try:
             if db.value("PRAGMA page_size") != source.value("PRAGMA page_size"):
                 db.all("PRAGMA journal_mode = DELETE")  # the page size of a WAL database can't change
-            copy_pages(source.connection, db.connection, timeout, out, "  restore")
+            copy_pages(source.connection, db.connection, source.timeout, out, "  restore")
         except BaseException:
             os.unlink(aside)
             raise
@@ -2058,9 +2039,6 @@ class Output:
 
     def title(self, text: str) -> None:
         self.line("\033[1m%s\033[0m" % text if self.colour else text)
-
-    def last(self, text: str) -> None:
-        self.write(text)
 
     def statement(self, sql: str) -> None:
         if self.verbose:
@@ -2168,23 +2146,16 @@ def confirm(options: argparse.Namespace, out: Output, verb: str, path: str) -> N
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise Stop("no terminal to ask on", 2, "add --yes")
+
     def leave(number: int, frame: Any) -> None:
         SIGNALS.append(number)
         raise KeyboardInterrupt  # a handler that returns would have readline go on
 
     answer = ""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in before:
-            signal.signal(number, leave)
+    with contextlib.suppress(KeyboardInterrupt), on_signal(leave):
         check_interrupt()
         out.write("Type 'yes' to %s %s: " % (verb, os.path.basename(path)), end="")
         answer = sys.stdin.readline()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     check_interrupt()
     if answer.strip() != "yes":
         raise Stop("cancelled", 0)
@@ -2197,11 +2168,7 @@ def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) ->
     size, folder, temporary = size_of(path), os.path.dirname(path), tempfile.gettempdir()
     if options.dry_run:
         space = check_space([(temporary, 5 * size)])
-        with private_folder() as private:
-            copy = os.path.join(private, "snapshot.db")
-            snapshot(path, copy, options.timeout, out)
-            with contextlib.closing(sqlite3.connect(copy)) as connection:
-                connection.execute("PRAGMA journal_mode = DELETE")
+        with private_snapshot(path, options.timeout, out) as copy:
             return work(options, out, report, copy, space, None)
     if options.output:
         target = os.path.abspath(options.output)
@@ -2243,21 +2210,16 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
         check_decisions(run)
         if not (options.dry_run or options.output):
             confirm(options, out, "migrate", path)
-        digest = file_digest(path) if options.dry_run else ""
         started = time.monotonic()
-        try:
-            backup = transact(run, version, backup)
-        except NothingToDo:
+        if not transact(run, version, backup):
             return say_nothing_to_do(options, out, report)
-        if options.dry_run and file_digest(path) != digest:
-            raise Stop("the rollback did not bring the snapshot back", advice="please report this")
-        summary(run, backup, time.monotonic() - started)
+        summary(run, time.monotonic() - started)
     return 0
 
 
 def say_nothing_to_do(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
     report["status"] = "nothing to do"
-    out.last("Nothing to do: %s is migrated%s." % (
+    out.write("Nothing to do: %s is migrated%s." % (
         options.path, "; %s is a copy of it" % options.output if options.output else ""))
     return 0
 
@@ -2274,19 +2236,10 @@ def check_decisions(run: Run) -> None:
                    "decide as listed above and run again")
 
 
-def file_digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            check_interrupt()
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def transact(run: Run, version: int, backup: Optional[str]) -> Optional[str]:
+def transact(run: Run, version: int, backup: Optional[str]) -> bool:
     """Everything that changes the file, in one transaction; rolled back under --dry-run and on any failure.
 
-    Returns the path of the backup, if one was made.
+    False if another run has migrated the database while this one waited for the lock.
     """
     db, options, report = run.db, run.options, run.report
     for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "cache_size = -%d" % CACHE_KIB, "threads = 2",
@@ -2298,7 +2251,8 @@ def transact(run: Run, version: int, backup: Optional[str]) -> Optional[str]:
             db.script.clear()
             run.survey()  # someone wrote since: look again, now under the lock
             if run.nothing_to_do():
-                raise NothingToDo
+                db.all("ROLLBACK")
+                return False
             check_decisions(run)
         if backup:
             if not options.backup and os.path.lexists(backup):
@@ -2320,11 +2274,7 @@ def transact(run: Run, version: int, backup: Optional[str]) -> Optional[str]:
             db.connection.execute("ROLLBACK")
         forget_backup(report, error)
         raise
-    return backup
-
-
-class NothingToDo(Exception):
-    """Another run has migrated the database while this one waited for the lock."""
+    return True
 
 
 def forget_backup(report: Dict[str, Any], error: BaseException) -> None:
@@ -2403,8 +2353,8 @@ def write_log(run: Run) -> None:
         map(literal, (report["started"], VERSION, sqlite3.sqlite_version, text))))
 
 
-def summary(run: Run, backup: Optional[str], seconds: float) -> None:
-    options, out = run.options, run.out
+def summary(run: Run, seconds: float) -> None:
+    options, out, backup = run.options, run.out, run.report["backup"]
     run.report["status"] = "rehearsed" if options.dry_run else "done"
     out.title("Summary")
     out.line("  %d tables recreated, %s rows copied and proven, %d roots backfilled, %d corrected, %.1f s" % (
@@ -2412,48 +2362,28 @@ def summary(run: Run, backup: Optional[str], seconds: float) -> None:
         sum(c[1] for c in run.counts.values()), seconds))
     if options.dry_run:
         out.line("  The live run takes about as long, and makes a backup.")
-        out.last("Done: rehearsed and rolled back; %s is untouched. %s" % (
+        out.write("Done: rehearsed and rolled back; %s is untouched. %s" % (
             options.path, "To migrate, name your database." if options.sample else "To migrate, run the same without --dry-run."))
     elif options.output:
-        out.last("Done: the migrated copy is %s; %s is untouched." % (os.path.abspath(options.output), options.path))
+        out.write("Done: the migrated copy is %s; %s is untouched." % (os.path.abspath(options.output), options.path))
     else:
         if any(one["kind"] == "quarantined" for one in run.report["repairs"]):
             out.line("  rows in migration_quarantine: the README says how to put them back")
         if backup:
             out.line("  backup  %s" % backup)
-            out.line("  undo    python %s %s --restore %s" % tuple(map(shell_quote, (sys.argv[0], options.path, backup))))
+            undo = ["python", sys.argv[0], options.path, "--restore", backup]
+            out.line("  undo    " + (subprocess.list2cmdline(undo) if os.name == "nt" else shlex.join(undo)))
         out.line("  next    start the app; run with --verify now and then")
         whole = options.phases == PHASES
-        out.last("Done: %s is migrated%s." % (options.path, "" if whole else " as far as %s; --verify asks for the rest, "
+        out.write("Done: %s is migrated%s." % (options.path, "" if whole else " as far as %s; --verify asks for the rest, "
                                               "which a run without --phases does" % ",".join(options.phases)))
 
 
-def shell_quote(text: str) -> str:
-    return text if re.fullmatch(r"[\w@%+=:,./\\-]+", text) else '"%s"' % text if os.name == "nt" else (
-        "'" + text.replace("'", "'\"'\"'") + "'")
-
-
 def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
-    """--verify: every check of a run on DATABASE as it is, read-only; 1 if one finds a fault.
-
-    On a snapshot where reading in place would leave files or needs the recovery after a crash.
-    """
+    """--verify: every check of a run on DATABASE as it is, read-only; 1 if one finds a fault."""
     check_file(options.path)
-    crashed = os.path.exists(options.path + "-journal") or (
-        os.path.exists(options.path + "-wal") and not os.path.exists(options.path + "-shm"))
-    if crashed:
-        with private_folder() as private:
-            copy = os.path.join(private, "snapshot.db")
-            snapshot(options.path, copy, options.timeout, out)
-            return verify_file(options, out, report, copy, "ro")
-    alone = is_wal(options.path) and not os.path.exists(options.path + "-shm")
-    return verify_file(options, out, report, options.path, "ro&immutable=1" if alone else "ro")
-
-
-def verify_file(options: argparse.Namespace, out: Output, report: Dict[str, Any], path: str, mode: str) -> int:
-    with Database(path, mode, options.timeout, out.statement) as db:
+    with reading(options.path, options, out) as db:
         run = Run(db, options, out, report)
-        db.all("BEGIN")  # one state of the data for all checks
         run.schema = read_schema(db)
         logged = last_log(db)
         skipped = [name for name in logged.get("options", {}).get("skip_constraint", []) if name in CONSTRAINTS]
@@ -2465,10 +2395,10 @@ def verify_file(options: argparse.Namespace, out: Output, report: Dict[str, Any]
         faults = [fault for check in checks for fault in check.faults]
         if faults:
             report["status"] = "fault"
-            out.last("Fault: %s%s. If %s was never migrated, run without --verify; else see the README's runbook." % (
+            out.write("Fault: %s%s. If %s was never migrated, run without --verify; else see the README's runbook." % (
                 "; ".join(faults[:5]), "; and %d more" % len(faults[5:]) if faults[5:] else "", options.path))
             return 1
-        out.last("Done: %s is fully migrated and consistent." % options.path)
+        out.write("Done: %s is fully migrated and consistent." % options.path)
     return 0
 
 
@@ -2487,12 +2417,6 @@ def comma_list(text: str) -> List[str]:
     if unknown or not chosen:
         raise argparse.ArgumentTypeError("unknown phase '%s'; known: %s" % (", ".join(unknown), ",".join(PHASES)))
     return [phase for phase in PHASES if phase in chosen]
-
-
-def constraint_name(text: str) -> str:
-    if text not in CONSTRAINTS:
-        raise argparse.ArgumentTypeError("unknown constraint %s; known: %s" % (text, ", ".join(CONSTRAINTS)))
-    return text
 
 
 def seconds(text: str) -> float:
@@ -2534,7 +2458,7 @@ fault; 2 wrong usage or no such database; 3 the data needs a decision; 4 locked;
     keep.add_argument("--backup", metavar="FILE", help="where the backup goes (default: beside DATABASE)")
     keep.add_argument("--no-backup", action="store_true", help="make none")
     how.add_argument("--repair", action="store_true", help="apply the lossless repairs")
-    how.add_argument("--skip-constraint", metavar="NAME", action="append", default=[], type=constraint_name,
+    how.add_argument("--skip-constraint", metavar="NAME", action="append", default=[], choices=CONSTRAINTS,
                      help="leave out one constraint; repeatable")
     how.add_argument("--phases", metavar="LIST", type=comma_list, default=PHASES, help="only these of " + ",".join(PHASES))
     how.add_argument("--timeout", metavar="SECONDS", type=seconds, default=5.0, help="how long to wait for a lock (5)")
@@ -2650,7 +2574,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)
     report, started = new_report(options), time.monotonic()
     try:
-        with interruptible():
+        with on_signal(lambda number, frame: SIGNALS.append(number)):
             status = dispatch(options, out, report)
     except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
         stop = error if isinstance(error, Stop) else explain(error)
@@ -2662,7 +2586,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if status:
             complain("error: " + said)
         else:
-            out.last(said[0].upper() + said[1:])
+            out.write(said[0].upper() + said[1:])
     report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
     finish_report(options, report)
     return status
