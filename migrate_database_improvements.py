@@ -52,7 +52,7 @@ OLDEST_SQLITE = (3, 28, 0)
 #    check here, on one line; the phases below only walk over these tables.
 # --------------------------------------------------------------------------
 
-ROOT_ID = "NOT NULL ON CONFLICT REPLACE DEFAULT '' REFERENCES goals(id) ON DELETE CASCADE"
+ROOT_ID = "VARCHAR NOT NULL ON CONFLICT REPLACE DEFAULT '' REFERENCES goals(id) ON DELETE CASCADE"
 NOW = "DATETIME DEFAULT CURRENT_TIMESTAMP"
 
 # table -> column -> declaration. Parents come before children: the order of the
@@ -63,18 +63,18 @@ TABLES: Dict[str, Dict[str, str]] = {
         "id": "VARCHAR NOT NULL PRIMARY KEY", "type": "VARCHAR NOT NULL", "name": "VARCHAR NOT NULL",
         "description": "VARCHAR", "deadline": "DATETIME", "completed": "BOOLEAN DEFAULT 0",
         "created_at": NOW, "updated_at": NOW, "parent_id": "VARCHAR REFERENCES goals(id)",
-        "root_id": "VARCHAR " + ROOT_ID, "duration_minutes": "INTEGER", "session_start": "DATETIME",
+        "root_id": ROOT_ID, "duration_minutes": "INTEGER", "session_start": "DATETIME",
         "session_end": "DATETIME", "total_duration_seconds": "INTEGER", "template_id": "VARCHAR",
         "attributes": "TEXT", "session_data": "TEXT", "targets": "TEXT",
         "deleted_at": "DATETIME", "sort_order": "INTEGER DEFAULT 0",
     },
     "activity_groups": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL",
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": ROOT_ID, "name": "VARCHAR NOT NULL",
         "description": "VARCHAR", "created_at": NOW, "sort_order": "INTEGER DEFAULT 0",
         "deleted_at": "DATETIME", "updated_at": NOW,
     },
     "activity_definitions": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL",
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": ROOT_ID, "name": "VARCHAR NOT NULL",
         "description": "VARCHAR", "created_at": NOW, "has_sets": "BOOLEAN DEFAULT 0",
         "has_metrics": "BOOLEAN DEFAULT 1", "metrics_multiplicative": "BOOLEAN DEFAULT 0",
         "has_splits": "BOOLEAN DEFAULT 0", "group_id": "VARCHAR REFERENCES activity_groups(id)",
@@ -83,25 +83,25 @@ TABLES: Dict[str, Dict[str, str]] = {
     "metric_definitions": {
         "id": "VARCHAR NOT NULL PRIMARY KEY",
         "activity_id": "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE",
-        "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL", "unit": "VARCHAR", "created_at": NOW,
+        "root_id": ROOT_ID, "name": "VARCHAR NOT NULL", "unit": "VARCHAR", "created_at": NOW,
         "deleted_at": "DATETIME", "is_active": "BOOLEAN DEFAULT 1", "is_top_set_metric": "BOOLEAN DEFAULT 0",
         "is_multiplicative": "BOOLEAN DEFAULT 1", "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
     },
     "split_definitions": {
         "id": "VARCHAR NOT NULL PRIMARY KEY",
         "activity_id": "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE",
-        "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL", "order": "INTEGER", "created_at": NOW,
+        "root_id": ROOT_ID, "name": "VARCHAR NOT NULL", "order": "INTEGER", "created_at": NOW,
         "deleted_at": "DATETIME", "updated_at": NOW,
     },
     "session_templates": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": "VARCHAR " + ROOT_ID, "name": "VARCHAR NOT NULL",
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": ROOT_ID, "name": "VARCHAR NOT NULL",
         "description": "VARCHAR", "created_at": NOW, "template_data": "TEXT",
         "deleted_at": "DATETIME", "updated_at": NOW,
     },
     "activity_instances": {
         "id": "VARCHAR NOT NULL PRIMARY KEY", "practice_session_id": "VARCHAR REFERENCES goals(id)",
         "activity_definition_id": "VARCHAR REFERENCES activity_definitions(id)",
-        "root_id": "VARCHAR " + ROOT_ID, "created_at": NOW, "time_start": "DATETIME", "time_stop": "DATETIME",
+        "root_id": ROOT_ID, "created_at": NOW, "time_start": "DATETIME", "time_stop": "DATETIME",
         "duration_seconds": "INTEGER", "completed": "BOOLEAN DEFAULT 0", "notes": "TEXT", "data": "TEXT",
         "deleted_at": "DATETIME", "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
     },
@@ -110,7 +110,7 @@ TABLES: Dict[str, Dict[str, str]] = {
         "activity_instance_id": "VARCHAR REFERENCES activity_instances(id)",
         "metric_definition_id": "VARCHAR REFERENCES metric_definitions(id)",
         "split_definition_id": "VARCHAR REFERENCES split_definitions(id) ON DELETE RESTRICT",
-        "root_id": "VARCHAR " + ROOT_ID, "value": "FLOAT", "created_at": NOW, "updated_at": NOW,
+        "root_id": ROOT_ID, "value": "FLOAT", "created_at": NOW, "updated_at": NOW,
     },
 }
 # References that an existing column must have as well, not only a new one.
@@ -326,7 +326,7 @@ def parse_table(sql: str) -> Body:
 
 
 CLAUSES = {"CONSTRAINT", "PRIMARY", "NOT", "NULL", "UNIQUE", "CHECK", "DEFAULT", "COLLATE",
-           "REFERENCES", "GENERATED", "AS"}
+           "REFERENCES", "GENERATED", "AS", "FOREIGN"}
 
 
 def split_clauses(tokens: List[Token]) -> List[List[Token]]:
@@ -492,8 +492,7 @@ def declaration(name: str, column: str, table: Table) -> str:
     ALTER refuses CURRENT_TIMESTAMP (https://sqlite.org/lang_altertable.html), so the place is
     kept by DEFAULT (NULL), which nobody else writes.
     """
-    text = TABLES[name][column].replace("CURRENT_TIMESTAMP", "(NULL)").replace("NOT NULL PRIMARY KEY", "")
-    text = re.sub(r"NOT NULL(?! ON CONFLICT)", "", text)
+    text = re.sub("NOT NULL(?! ON CONFLICT)", "", TABLES[name][column].replace("CURRENT_TIMESTAMP", "(NULL)"))
     first, _, rest = text.partition(" ")
     return "%s %s %s" % (quote(column), STRICT_TYPES.get(first, first) if table.strict else first, rest)
 
@@ -506,13 +505,10 @@ def edit_table(name: str, table: Table, skip: Sequence[str]) -> Optional[str]:
     """
     body = parse_table(table.sql)
     edits: List[Tuple[int, int, str]] = []
-    keyed: List[str] = []
-    for item in body.items:
-        if item[0].word in TABLE_CONSTRAINT:
-            keyed += edit_table_keys(name, item, edits)
+    keys = [key for item in body.items for key in foreign_keys(item)]
     for item in body.items:
         if item[0].word not in TABLE_CONSTRAINT:
-            edit_column(name, item, keyed, edits)
+            edit_column(name, item, keys, edits)
     missing = ["CONSTRAINT %s CHECK (%s)" % (check, CHECKS[check][1]) for check in missing_checks(name, table, skip)]
     if missing:
         edits.append((body.close, body.close, "".join(",\n    " + text for text in missing) + "\n"))
@@ -531,74 +527,58 @@ def missing_checks(name: str, table: Table, skip: Sequence[str]) -> List[str]:
             and not any(same_sql(text, "CONSTRAINT %s CHECK (%s)" % (check, expression)) for text in texts)]
 
 
-def edit_table_keys(name: str, item: List[Token], edits: List[Tuple[int, int, str]]) -> List[str]:
-    """Bring the FOREIGN KEYs of a table constraint to the target; the target columns they are for."""
-    words = [token.word or token.name.upper() for token in item]
-    found = []
-    for at in range(len(words) - 6):
-        column = words[at + 3].lower()
-        wanted = TABLES[name].get(column, "").partition(" REFERENCES ")[2]
-        forced = column == "root_id" or (name, column) in MUST_REFERENCE
-        if (words[at:at + 3] == ["FOREIGN", "KEY", "("] and words[at + 4] == ")" and forced
-                and words[at + 6] == wanted.partition("(")[0].upper()):
-            found.append(column)
-            end = next((i for i in range(at + 7, len(words)) if words[i] in TABLE_CONSTRAINT), len(words))
-            edit_action(item[at + 5:end], wanted, edits)
-    return found
+def foreign_keys(item: List[Token]) -> Iterator[Tuple[str, List[Token]]]:
+    """The column of each one-column foreign key that an item of a table declares, and what follows REFERENCES."""
+    clauses = split_clauses(item)
+    for before, clause in zip(clauses, clauses[1:]):
+        if clause_kind(clause) == "REFERENCES":
+            target = clause[[token.word for token in clause].index("REFERENCES") + 1:]
+            if item[0].word not in TABLE_CONSTRAINT:
+                yield item[0].name.lower(), target
+            elif [token.word for token in before[-5:-2]] == ["FOREIGN", "KEY", "("]:
+                yield before[-2].name.lower(), target
 
 
-def edit_action(clause: List[Token], wanted: str, edits: List[Tuple[int, int, str]]) -> None:
-    """Make the ON DELETE of a REFERENCES clause that of `wanted`; all else that it says stays."""
-    words = [token.word for token in clause]
-    action = wanted.partition(" ON DELETE ")[2]
-    if not action:
-        return
-    at = words.index("REFERENCES") + 1
-    end = words.index(")", at) if words[at + 1:at + 2] == ["("] else at
+def edit_action(target: List[Token], action: str, edits: List[Tuple[int, int, str]]) -> None:
+    """Make `action` the ON DELETE of what follows REFERENCES; all else that it says stays."""
+    words = [token.word for token in target]
+    end = words.index(")") if words[1:2] == ["("] else 0
     for i in range(end, len(words) - 2):
         if words[i:i + 2] == ["ON", "DELETE"]:
             if words[i + 2] == action:
                 return
             size = 4 if words[i + 2] in ("SET", "NO") else 3
-            edits += [(token.start, token.end, "") for token in clause[i:i + size]]
-    edits.append((clause[end].end, clause[end].end, " ON DELETE " + action))
+            edits += [(token.start, token.end, "") for token in target[i:i + size]]
+    edits.append((target[end].end, target[end].end, " ON DELETE " + action))
 
 
-def edit_column(name: str, item: List[Token], keyed: List[str], edits: List[Tuple[int, int, str]]) -> None:
-    """Bring one column definition to the target: its type, its default, its reference."""
+def edit_column(name: str, item: List[Token], keys: List[Tuple[str, List[Token]]],
+                edits: List[Tuple[int, int, str]]) -> None:
+    """Bring one column to the target: its type, its default, its reference; token by token, so that comments stay."""
     column = item[0].name.lower()
     head, *clauses = split_clauses(item)
-    target = TABLES[name].get(column, "")
+    wanted, _, reference = TABLES[name].get(column, "").partition(" REFERENCES ")
+    dropped: List[List[Token]] = []
+    added: List[str] = []
     if len(head) > 1 and is_string(" ".join(token.name for token in head[1:])):
         edits.append((head[1].start, head[1].end, "VARCHAR"))
-    reference = target.partition(" REFERENCES ")[2]
-    present = [c for c in clauses if clause_kind(c) == "REFERENCES"
-               and clause_target(c) == reference.partition("(")[0].upper()]
-    if column == "root_id" or (name, column) in MUST_REFERENCE:
-        for clause in present:
-            edit_action(clause, reference, edits)
     if column == "root_id":
-        plain = [c for c in clauses if clause_kind(c) in ("NOT", "NULL", "DEFAULT")]
-        replace_clauses(head, plain, ROOT_ID.partition(" REFERENCES")[0] if present or column in keyed else ROOT_ID, edits)
-    elif "CURRENT_TIMESTAMP" in target:
-        unset = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "(", "NULL", ")"]]
-        if unset:
-            replace_clauses(head, unset, "DEFAULT CURRENT_TIMESTAMP", edits)
-    elif (name, column) in MUST_REFERENCE and column not in keyed and not present:
-        replace_clauses(head, [], "REFERENCES " + reference, edits)
-
-
-def clause_target(clause: List[Token]) -> str:
-    """The table that a REFERENCES clause names, in capitals."""
-    return next((after.name.upper() for token, after in zip(clause, clause[1:])
-                 if token.word == "REFERENCES"), "")
-
-
-def replace_clauses(head: List[Token], dropped: List[List[Token]], wanted: str,
-                    edits: List[Tuple[int, int, str]]) -> None:
-    """Take clauses out of a column definition, token by token so that comments stay; add `wanted`."""
+        dropped = [c for c in clauses if clause_kind(c) in ("NOT", "NULL", "DEFAULT")]
+        added.append(wanted.partition(" ")[2])
+    elif "CURRENT_TIMESTAMP" in wanted:
+        dropped = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "(", "NULL", ")"]]
+        added += ["DEFAULT CURRENT_TIMESTAMP"] * len(dropped)
+    if column == "root_id" or (name, column) in MUST_REFERENCE:
+        parent, action = reference.partition("(")[0], reference.partition(" ON DELETE ")[2]
+        present = [target for owner, target in keys if owner == column and target[0].name.lower() == parent]
+        for target in present:
+            if action:
+                edit_action(target, action, edits)
+        if not present:
+            added.append("REFERENCES " + reference)
     edits += [(token.start, token.end, "") for clause in dropped for token in clause]
-    edits.append((head[-1].end, head[-1].end, " " + wanted))
+    if added:
+        edits.append((head[-1].end, head[-1].end, " " + " ".join(added)))
 
 
 # --------------------------------------------------------------------------
@@ -1025,13 +1005,13 @@ def session_triggers(schema: Dict[str, Table]) -> List[Trigger]:
     return parent_triggers(schema, "sessions")
 
 
-def wanted_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
-    """Every trigger of the target for this database."""
+def wanted_triggers(db: Database, schema: Dict[str, Table]) -> Dict[str, Trigger]:
+    """Every trigger of the target for this database, by name."""
     found = goal_triggers(schema) + link_triggers(db, schema) + session_triggers(schema)
     for name in TABLES:
         if name != "goals" and name in schema:
             found += child_triggers(schema, name) + parent_triggers(schema, name)
-    return found
+    return {one.name: one for one in found}
 
 
 # --------------------------------------------------------------------------
@@ -1248,7 +1228,7 @@ def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) 
 
 def quarantine(db: Database, table: Table, finding: Finding, now: str) -> List[Dict[str, Any]]:
     """Move rows whose fractal can't be derived to migration_quarantine, whole."""
-    make_own_table(db, "migration_quarantine")
+    db.run(table_text("migration_quarantine", OWN_TABLES["migration_quarantine"]))
     columns = [c.name for c in table.columns.values() if not c.generated]
     done = []
     for row in db.all("SELECT c.%s, %s FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE r.root IS NULL" % (
@@ -1281,7 +1261,6 @@ class Run:
         self.rows: Dict[str, int] = {}
         self.before: Dict[str, int] = {}  # references to rows that no longer exist
         self.replaced: Dict[str, str] = {}  # indexes of the target's names and another definition
-        self.proven = 0
 
     def survey(self) -> None:
         """Compare schema and data with the target; fills everything the plan shows."""
@@ -1316,14 +1295,14 @@ class Run:
         it stays the newer of the two (see TABLES)."""
         if "constraints" not in self.options.phases:
             return []
-        found = [name for name, table in self.schema.items() if name in TABLES and (
+        found = {name for name, table in self.schema.items() if name in TABLES and (
             edit_table(name, table, self.options.skip_constraint) is not None
-            or any("CURRENT_TIMESTAMP" in TABLES[name][c] for c in self.missing.get(name, []))
+            or any("CURRENT_TIMESTAMP" in TABLES[name][column] for column in self.missing[name])
             or any(check not in self.options.skip_constraint and owner == name and not table.has(*columns)
-                   for check, (owner, _, columns) in CHECKS.items()))]
-        if "split_definitions" in found and "metric_values" in self.schema and "metric_values" not in found:
-            found.append("metric_values")
-        return [name for name in TABLES if name in found]
+                   for check, (owner, _, columns) in CHECKS.items()))}
+        if "split_definitions" in found or "split_definitions" not in self.schema:
+            found.add("metric_values")
+        return [name for name in TABLES if name in found and name in self.schema]
 
     def check_preconditions(self) -> None:
         """Raise Stop for --phases that leave out what the chosen ones need."""
@@ -1337,7 +1316,7 @@ class Run:
 
     def check_names(self) -> None:
         """Raise Stop where something else has a name that the migration needs."""
-        owners = {("trigger", one.name): one.table.lower() for one in wanted_triggers(self.db, self.schema)}
+        owners = {("trigger", one.name): one.table.lower() for one in wanted_triggers(self.db, self.schema).values()}
         owners.update({("index", name): on.partition(" ")[0] for name, on in INDEXES.items()})
         owners.update({("index", name): table for name, (table, _) in UNIQUE_NAMES.items()})
         for kind, name, table in self.db.all("SELECT type, name, tbl_name FROM main.sqlite_master"):
@@ -1350,16 +1329,18 @@ class Run:
 
     def to_index(self) -> Dict[str, str]:
         """CREATE statements of the wanted indexes that aren't there in that form, by name."""
-        stored = dict(self.db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
-        return {name: sql for name, sql in wanted_indexes(self.options).items()
-                if not same_sql(stored.get(name.lower()), sql)}
+        return self.differing("index", wanted_indexes(self.options))
 
-    def to_trigger(self) -> List[Trigger]:
-        """The triggers that aren't there in that form; none before every row has its root."""
+    def to_trigger(self) -> Dict[str, str]:
+        """The same for triggers; none before every row has its root."""
         if "backfill" not in self.options.phases and any(sum(c) for c in self.counts.values()):
-            return []
-        stored = dict(self.db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'trigger'"))
-        return [t for t in wanted_triggers(self.db, self.schema) if not same_sql(stored.get(t.name.lower()), t.sql)]
+            return {}
+        wanted = wanted_triggers(self.db, self.schema)
+        return self.differing("trigger", {name: one.sql for name, one in wanted.items()})
+
+    def differing(self, kind: str, wanted: Dict[str, str]) -> Dict[str, str]:
+        stored = dict(self.db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = '%s'" % kind))
+        return {name: sql for name, sql in wanted.items() if not same_sql(stored.get(name), sql)}
 
     def nothing_to_do(self) -> bool:
         return not (any(self.missing.values()) or self.edited or any(sum(c) for c in self.counts.values())
@@ -1387,55 +1368,47 @@ def add_columns(run: Run) -> Dict[str, Any]:
                       if owner == name and check not in run.options.skip_constraint]
             run.db.run(table_text(name, TABLES[name], checks))
             created.append(name)
+            run.out.line("  created   %s" % name)
         elif columns:
             added[name] = columns
             for column in columns:
                 run.db.run("ALTER TABLE main.%s ADD COLUMN %s" % (quote(table.name), declaration(name, column, table)))
+            run.out.line("  %-21s + %s" % (name, ", ".join(columns)))
     run.schema = read_schema(run.db)
-    for name in created:
-        run.db.run("CREATE TEMP TABLE root_%s (key INTEGER PRIMARY KEY, root TEXT, stored TEXT)" % name)
-    for name in created:
-        run.out.line("  created   %s" % name)
-    for name, columns in added.items():
-        run.out.line("  %-21s + %s" % (name, ", ".join(columns)))
     return {"tables": created, "columns": added}
 
 
 def table_text(name: str, columns: Dict[str, str], checks: Sequence[str] = ()) -> str:
     lines = [("%s %s" % (quote(column), kind)).rstrip() for column, kind in columns.items()] + list(checks)
-    return "CREATE TABLE main.%s (\n    %s\n)" % (quote(name), ",\n    ".join(lines))
-
-
-def make_own_table(db: Database, name: str) -> None:
-    if not read_table(db, name):
-        db.run(table_text(name, OWN_TABLES[name]))
+    return "CREATE TABLE IF NOT EXISTS main.%s (\n    %s\n)" % (quote(name), ",\n    ".join(lines))
 
 
 def backfill(run: Run) -> Dict[str, Any]:
     """[2/5] Give rows their root: here, or on the way into a table that is recreated anyway."""
-    for name in run.counts:
-        if sum(run.counts[name]) and name not in run.edited:
-            with triggers_put_aside(run.db, run.schema[name]):
-                run.db.run("UPDATE main.{0} SET root_id = (SELECT r.root FROM temp.root_{1} r WHERE r.key = {2}.{3}) "
-                           "WHERE {3} IN (SELECT key FROM temp.root_{1} WHERE stored IS NOT root AND root IS NOT NULL)"
-                           .format(quote(run.schema[name].name), name, quote(run.schema[name].name), run.schema[name].key))
-        if sum(run.counts[name]):
-            run.out.line("  %-21s %9s backfilled %7s corrected" % ((name,) + tuple(
-                "{:,}".format(count) for count in run.counts[name])))
+    for name, (filled, corrected) in run.counts.items():
+        if filled or corrected:
+            if name not in run.edited:
+                update_roots(run.db, name, run.schema[name])
+            run.out.line("  {:21} {:9,} backfilled {:7,} corrected".format(name, filled, corrected))
     return {name: {"backfilled": filled, "corrected": corrected} for name, (filled, corrected) in run.counts.items()}
+
+
+def update_roots(db: Database, name: str, table: Table) -> None:
+    """Give the rows of a table their root."""
+    with triggers_put_aside(db, table):
+        db.run("UPDATE main.{0} SET root_id = (SELECT r.root FROM temp.root_{1} r WHERE r.key = {0}.{2}) "
+               "WHERE {2} IN (SELECT key FROM temp.root_{1} WHERE stored IS NOT root AND root IS NOT NULL)"
+               .format(quote(table.name), name, table.key))
 
 
 def recreate_tables(run: Run) -> Dict[str, Any]:
     """[3/5] Rebuild each table whose text changes; its rows are copied and proven equal."""
     done = {}
-    edited = run.to_recreate()
-    for name in [name for name in TABLES if name in edited or name in run.edited]:
+    for name in run.edited:
         table = run.schema[name]
         text = edit_table(name, table, run.options.skip_constraint)
-        rows = rebuild(run, name, table, text or table.sql[parse_table(table.sql).name_end:])
-        run.out.line("  %-21s %9s rows copied and proven" % (name, "{:,}".format(rows)))
-        run.proven += rows
-        done[name] = rows
+        done[name] = rebuild(run, name, table, text or table.sql[parse_table(table.sql).name_end:])
+        run.out.line("  %-21s %9s rows copied and proven" % (name, "{:,}".format(done[name])))
     run.schema = read_schema(run.db)
     return {"tables": done}
 
@@ -1453,7 +1426,7 @@ def rebuild(run: Run, name: str, table: Table, text: str) -> int:
     while new_name.lower() in taken:
         new_name += "_"
     new = quote(new_name)
-    ours = set(wanted_indexes(run.options)) | {t.name for t in wanted_triggers(db, run.schema)}
+    ours = {*wanted_indexes(run.options), *wanted_triggers(db, run.schema)}
     kept = [row[1] for row in db.all(
         "SELECT name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL "
         "AND lower(tbl_name) = %s ORDER BY rowid" % literal(table.name.lower())) if row[0].lower() not in ours]
@@ -1489,7 +1462,6 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
     names = ([key] if table.rowid else []) + [quote(c) for c in values]
     source = "FROM main.%s o LEFT JOIN temp.root_%s r ON r.key = o.%s" % (old, name, key)
     differs = " OR ".join("n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items())
-    total = run.rows.get(name, 0)
     copied = 0
     for where in key_ranges(db, table, old):
         copied += db.run("INSERT INTO main.%s (%s) SELECT %s %s WHERE %s" % (
@@ -1500,9 +1472,10 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
         if lost:
             raise Stop("the copy of %s differs from the original in %d rows" % (table.name, lost),
                        advice="please report this with the output of -v")
-        run.out.progress("  %s" % name, copied, total)
-    if copied != total:
-        raise Stop("the copy of %s has %d rows instead of %d" % (table.name, copied, total), advice="please report this")
+        run.out.progress("  %s" % name, copied, run.rows[name])
+    if copied != run.rows[name]:
+        raise Stop("the copy of %s has %d rows instead of %d" % (table.name, copied, run.rows[name]),
+                   advice="please report this")
     return copied
 
 
@@ -1513,10 +1486,10 @@ def key_ranges(db: Database, table: Table, old: str) -> Iterator[str]:
         return
     first = db.value("SELECT min(%s) FROM main.%s" % (table.key, old))
     while first is not None:
-        after = db.all("SELECT {0} FROM main.{1} WHERE {0} >= {2} ORDER BY {0} LIMIT 1 OFFSET {3}".format(
+        after = db.value("SELECT (SELECT {0} FROM main.{1} WHERE {0} >= {2} ORDER BY {0} LIMIT 1 OFFSET {3})".format(
             table.key, old, first, CHUNK_ROWS))
-        yield "o.%s >= %d%s" % (table.key, first, " AND o.%s < %d" % (table.key, after[0][0]) if after else "")
-        first = after[0][0] if after else None
+        yield "o.%s >= %d" % (table.key, first) + ("" if after is None else " AND o.%s < %d" % (table.key, after))
+        first = after
 
 
 def create_indexes(run: Run) -> Dict[str, Any]:
@@ -1531,20 +1504,20 @@ def create_indexes(run: Run) -> Dict[str, Any]:
     triggers = run.to_trigger()
     # SQLite fires the newest trigger first. What others do on an insert must come before the
     # UPDATE by which ours fills the root, or they would see the update of a row they don't know.
-    ours = {one.name for one in wanted_triggers(db, run.schema)}
-    others = [row[:2] for row in db.all("SELECT name, sql, tbl_name FROM main.sqlite_master WHERE type = 'trigger' "
-                                        "ORDER BY rowid")
-              if row[0].lower() not in ours and row[2].lower() in run.schema and triggers]
-    for name in [row[0] for row in others] + [one.name for one in triggers]:
+    ours = wanted_triggers(db, run.schema)
+    others = {name: sql for name, sql, table in db.all(
+        "SELECT name, sql, lower(tbl_name) FROM main.sqlite_master WHERE type = 'trigger' ORDER BY rowid")
+        if name.lower() not in ours and table in run.schema and triggers}
+    for name in [*others, *triggers]:
         db.run("DROP TRIGGER IF EXISTS main." + quote(name))
-    for sql in [one.sql for one in triggers] + [row[1] for row in others]:
+    for sql in [*triggers.values(), *others.values()]:
         db.run(sql)
     db.run("PRAGMA analysis_limit = 1000")
     for name, table in run.schema.items():
         if name in TABLES:
             db.run("ANALYZE main." + quote(table.name))
     run.out.line("  %d indexes and %d triggers created" % (len(wanted), len(triggers)))
-    return {"indexes": list(wanted), "replaced": run.replaced, "triggers": [one.name for one in triggers]}
+    return {"indexes": list(wanted), "replaced": run.replaced, "triggers": list(triggers)}
 
 
 # --------------------------------------------------------------------------
@@ -1643,24 +1616,19 @@ class Check(NamedTuple):
 
 def schema_faults(run: Run) -> Iterator[Check]:
     """What of the target's schema is missing, by kind."""
-    schema, options = run.schema, run.options
+    schema, options, skip = run.schema, run.options, run.options.skip_constraint
     yield Check("columns", ["%s.%s is missing" % (name, column) for name, columns in TABLES.items()
                             for column in columns if name not in schema or not schema[name].has(column)], "")
     if "constraints" in options.phases:
-        yield Check("constraints", ["%s lacks %s" % (name, lacking(name, schema[name], options.skip_constraint))
-                                    for name in TABLES if name in schema
-                                    and edit_table(name, schema[name], options.skip_constraint) is not None],
-                    "left out on purpose: " + ", ".join(options.skip_constraint) if options.skip_constraint else "")
+        incomplete = [name for name in TABLES if name in schema and edit_table(name, schema[name], skip) is not None]
+        yield Check("constraints", ["%s lacks %s" % (
+            name, ", ".join(missing_checks(name, schema[name], skip)) or "a constraint or reference of its columns")
+            for name in incomplete], "left out on purpose: " + ", ".join(skip) if skip else "")
     yield Check("indexes", ["index %s is missing or differs" % name for name in run.to_index()], "")
     if "backfill" in options.phases:
-        yield Check("triggers", ["trigger %s is missing or differs" % one.name for one in run.to_trigger()]
-                    + [text for text in broken_triggers(run.db, schema) if text not in run.report["broken_triggers"]],
-                    "; ".join(run.report["broken_triggers"]))
-
-
-def lacking(name: str, table: Table, skip: Sequence[str]) -> str:
-    """Which constraint it is that a table's text has not got."""
-    return ", ".join(missing_checks(name, table, skip)) or "a constraint or reference of its columns"
+        broken = run.report["broken_triggers"]
+        yield Check("triggers", ["trigger %s is missing or differs" % name for name in run.to_trigger()]
+                    + [text for text in broken_triggers(run.db, schema) if text not in broken], "; ".join(broken))
 
 
 def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List[Check]:
@@ -1814,10 +1782,8 @@ def private_file(final: str, make_way: Callable[[], Any] = bool) -> Iterator[str
         make_way()
         try:
             os.link(partial, final)
-        except FileExistsError:
-            raise Stop("%s exists already" % final, 2, "name a new file") from None
-        except OSError:  # a file system without hard links
-            if os.path.exists(final):
+        except OSError:  # the name is taken, or the file system has no hard links
+            if os.path.lexists(final):
                 raise Stop("%s exists already" % final, 2, "name a new file") from None
             os.rename(partial, final)
         sync_folder(final)
@@ -2053,14 +2019,14 @@ class Output:
         if self.quiet or now - max(start, self.shown) < (0.1 if self.live else 10) or not total:
             return
         self.shown = now
-        left = (now - start) / done * (total - done) if done else None
-        text = "%s: %s of %s %s, %d s%s" % (label, "{:,}".format(done), "{:,}".format(total), unit, now - start,
-                                            ", about %d s left" % left if left is not None else "")
-        if not self.live:
+        text = "{}: {:,} of {:,} {}, {:.0f} s".format(label, done, total, unit, now - start)
+        if done:
+            text += ", about %d s left" % ((now - start) / done * (total - done))
+        if self.live:
+            self.write(text[:shutil.get_terminal_size().columns - 1], end="")
+            self.width = len(text)
+        else:
             self.write(text)
-            return
-        self.write(text[:shutil.get_terminal_size().columns - 1], end="")
-        self.width = len(text)
 
 
 def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
@@ -2088,7 +2054,7 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
 
 def refusing_triggers(run: Run) -> Iterator[str]:
     """The owner's triggers that may refuse the UPDATE by which an insert gets its root_id."""
-    ours = {one.name for one in wanted_triggers(run.db, run.schema)}
+    ours = wanted_triggers(run.db, run.schema)
     for name, table, sql in run.db.all("SELECT name, tbl_name, sql FROM main.sqlite_master WHERE type = 'trigger'"):
         words = [token.word or token.name.upper() for token in tokenize(sql)]
         head = words[:words.index("ON")]
@@ -2172,16 +2138,12 @@ def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) ->
             return work(options, out, report, copy, space, None)
     if options.output:
         target = os.path.abspath(options.output)
-        if os.path.lexists(target):
-            raise Stop("%s exists already" % target, 2, "name a new file")
         space = check_space([(os.path.dirname(target), 4 * size), (temporary, size)])
         with private_file(target) as partial:
             snapshot(path, partial, options.timeout, out)
             os.chmod(partial, os.stat(path).st_mode & 0o777)
             return work(options, out, report, partial, space, None)
     backup = None if options.no_backup else os.path.abspath(options.backup or free_name(path, "backup"))
-    if backup and os.path.lexists(backup):
-        raise Stop("%s exists already" % backup, 2, "name a new file for --backup")
     space = check_space([(folder, 3 * size), (temporary, size)] + ([(os.path.dirname(backup), size)] if backup else []))
     return work(options, out, report, path, space, backup)
 
@@ -2248,7 +2210,6 @@ def transact(run: Run, version: int, backup: Optional[str]) -> bool:
     db.all("BEGIN IMMEDIATE")
     try:
         if db.value("PRAGMA main.data_version") != version:
-            db.script.clear()
             run.survey()  # someone wrote since: look again, now under the lock
             if run.nothing_to_do():
                 db.all("ROLLBACK")
@@ -2310,27 +2271,27 @@ def make_repairs(run: Run) -> None:
 
 def run_phases(run: Run) -> None:
     """The five phases in order, timed; raises Stop if verification finds a fault."""
-    steps = [add_columns, backfill, recreate_tables, create_indexes]
-    chosen = ["columns", "backfill", "constraints", "indexes"]
-    for number, (title, phase) in enumerate(zip(PHASE_TITLES, chosen + [""]), 1):
+    steps = [add_columns, backfill, recreate_tables, create_indexes, verify_run]
+    for number, (phase, title, step) in enumerate(zip(PHASES + ["verify"], PHASE_TITLES, steps), 1):
         started = time.monotonic()
-        done: Dict[str, Any] = {}
-        skipped = bool(phase) and phase not in run.options.phases and not (
-            phase == "indexes" and (run.to_index() or run.to_trigger()))
-        run.out.title("[%d/5] %s%s" % (number, title, " (left out by --phases)" if skipped else ""))
-        if not phase:
-            checks = verify(run, run.before, False)
-            done = {"checks": show_checks(run, checks)}
-            faults = [fault for check in checks for fault in check.faults]
-            if faults:
-                raise Stop("verification found a fault: " + "; ".join(faults), advice="please report this")
-        elif not skipped:
-            done = steps[number - 1](run)
-        run.report["phases"].append({"phase": phase or "verify", "title": title, "skipped": skipped,
+        chosen = phase in run.options.phases + ["verify"] or (
+            phase == "indexes" and bool(run.to_index() or run.to_trigger()))
+        run.out.title("[%d/5] %s%s" % (number, title, "" if chosen else " (left out by --phases)"))
+        done = step(run) if chosen else {}
+        run.report["phases"].append({"phase": phase, "title": title, "skipped": not chosen,
                                      "seconds": round(time.monotonic() - started, 3), "done": done})
 
 
-def show_checks(run: Run, checks: List[Check]) -> List[Dict[str, Any]]:
+def verify_run(run: Run) -> Dict[str, Any]:
+    """[5/5] Verify what the phases before have made; raises Stop for a fault."""
+    faults = show_checks(run, verify(run, run.before, False))
+    if faults:
+        raise Stop("verification found a fault: " + "; ".join(faults), advice="please report this")
+    return {"checks": run.report["verification"]}
+
+
+def show_checks(run: Run, checks: List[Check]) -> List[str]:
+    """Print and report the checks; their faults."""
     plain = [check.name for check in checks if not check.faults and not check.note]
     if plain:
         run.out.line("  ok           " + ", ".join(plain))
@@ -2339,15 +2300,14 @@ def show_checks(run: Run, checks: List[Check]) -> List[Dict[str, Any]]:
             run.out.line("  %-12s %s  %s" % (check.name, "FAULT" if check.faults else "ok", check.note))
         for fault in check.faults:
             run.out.line("      %s" % fault)
-    found = [check._asdict() for check in checks]
-    run.report["verification"] = found
-    return found
+    run.report["verification"] = [check._asdict() for check in checks]
+    return [fault for check in checks for fault in check.faults]
 
 
 def write_log(run: Run) -> None:
     """Keep the report in migration_log, in the transaction of the run itself."""
     db, report = run.db, run.report
-    make_own_table(db, "migration_log")
+    db.run(table_text("migration_log", OWN_TABLES["migration_log"]))
     text = json.dumps(dict(report, status="done", exit_code=0))
     db.run("INSERT INTO main.migration_log (run_at, script_version, sqlite_version, report) VALUES (%s)" % ", ".join(
         map(literal, (report["started"], VERSION, sqlite3.sqlite_version, text))))
@@ -2358,7 +2318,7 @@ def summary(run: Run, seconds: float) -> None:
     run.report["status"] = "rehearsed" if options.dry_run else "done"
     out.title("Summary")
     out.line("  %d tables recreated, %s rows copied and proven, %d roots backfilled, %d corrected, %.1f s" % (
-        len(run.edited), "{:,}".format(run.proven), sum(c[0] for c in run.counts.values()),
+        len(run.edited), "{:,}".format(sum(run.rows[name] for name in run.edited)), sum(c[0] for c in run.counts.values()),
         sum(c[1] for c in run.counts.values()), seconds))
     if options.dry_run:
         out.line("  The live run takes about as long, and makes a backup.")
@@ -2390,9 +2350,7 @@ def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, 
         options.skip_constraint = sorted(set(options.skip_constraint + skipped))
         report["broken_triggers"] = logged.get("broken_triggers", [])
         out.title("Verify %s" % options.path)
-        checks = verify(run, logged.get("references_to_missing_rows"), True)
-        show_checks(run, checks)
-        faults = [fault for check in checks for fault in check.faults]
+        faults = show_checks(run, verify(run, logged.get("references_to_missing_rows"), True))
         if faults:
             report["status"] = "fault"
             out.write("Fault: %s%s. If %s was never migrated, run without --verify; else see the README's runbook." % (
@@ -2495,6 +2453,8 @@ def check_targets(options: argparse.Namespace) -> None:
         taken[real] = flag
         if os.path.isdir(real) or not os.path.isdir(os.path.dirname(real)):
             raise Stop("%s %s: no such place for a file" % (flag, path), 2, "name a file in an existing folder")
+        if flag in ("--backup", "--output") and os.path.lexists(path):
+            raise Stop("%s %s exists already" % (flag, path), 2, "name a new file")
         if flag in ("--report", "--sql") and os.path.isfile(real):
             with open(real, "rb") as file:
                 if file.read(15) == b"SQLite format 3":

@@ -336,9 +336,27 @@ def test_the_sql_script_replays_to_the_same_result(tmp_path):
     assert failed.returncode and query(tmp_path / "empty.db", "SELECT count(*) FROM sqlite_master") == [(0,)]
 
 
+@pytest.mark.skipif(not shutil.which("sqlite3"), reason="needs the sqlite3 shell")
+def test_the_sql_script_of_a_run_that_looked_again_replays(database, tmp_path, monkeypatch):
+    import migrate_database_improvements as product
+    replayed, survey = str(tmp_path / "replayed.db"), product.Run.survey
+
+    def survey_then_write(run):
+        survey(run)
+        if not os.path.exists(replayed):
+            script(database, "UPDATE goals SET description = 'written meanwhile' WHERE id = 'goal-0-00'")
+            shutil.copy(database, replayed)
+
+    monkeypatch.setattr(product.Run, "survey", survey_then_write)
+    assert product.main([database, "--yes", "--no-backup", "-q", "--sql", str(tmp_path / "run.sql")]) == 0
+    subprocess.run(["sqlite3", replayed], stdin=open(str(tmp_path / "run.sql")), check=True, stdout=subprocess.DEVNULL,
+                   env=environment(LD_LIBRARY_PATH=""))
+    assert content(replayed) == content(database) and schema(replayed) == schema(database)
+
+
 REPORT_KEYS = {"status", "exit_code", "message", "started", "seconds", "database", "versions", "options", "phases",
                "decisions", "warnings", "repairs", "verification", "references_to_missing_rows",
-               "crossing_fractals", "backup"}
+               "crossing_fractals", "broken_triggers", "backup"}
 
 
 def test_the_report_has_its_shape_on_success_failure_and_decision(database, tmp_path):
