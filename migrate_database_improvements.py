@@ -718,54 +718,58 @@ def find_goal_edges(db: Database, schema: Dict[str, Table]) -> None:
     db.run("CREATE INDEX temp.goal_link_index ON goal_link (session, goal)")
 
 
+# Roots spread from the tops over the keys of an indexed edge table: linear in the number of goals at any depth.
+SPREAD = """
+    WITH RECURSIVE tree(key, root, doubt) AS (
+        SELECT * FROM ({tops})
+        UNION ALL
+        SELECT e.child, t.root, 0 FROM tree t JOIN goal_parent e ON e.parent = t.key)
+    INSERT INTO root_goals
+    SELECT t.key, NULLIF(t.root, ''), {stored}, t.doubt FROM tree t JOIN main.{table} g ON g.{key} = t.key"""
+# Goals without a parent row: a session has the root that is stored, any other goal is its own.
+TOPS = """
+    SELECT g.{key} AS key, CASE WHEN g.type = '{session}' AND g.parent_id IS NULL
+                                THEN COALESCE(NULLIF({stored}, ''), {id}) ELSE {id} END AS root, 0 AS doubt
+    FROM main.{table} g
+    WHERE g.{key} NOT IN (SELECT child FROM goal_parent) AND g.{key} """
+NOT_LINKED = "NOT IN (SELECT session FROM goal_link)"
+LEFT = "session NOT IN (SELECT key FROM root_goals)"
+# Linked sessions: the stored root if a linked goal has it, else that of the first link.
+LINKED = """
+    SELECT session, root, doubt FROM (
+        SELECT k.session, r.root, row_number() OVER (all_links ORDER BY r.root = k.stored DESC, k.position) AS n,
+               min(r.root) OVER all_links <> max(r.root) OVER all_links
+               AND NOT COALESCE(max(r.root = k.stored) OVER all_links, 0) AS doubt
+        FROM goal_link k JOIN root_goals r ON r.key = k.goal
+        WHERE k.""" + LEFT + """ {which}
+        WINDOW all_links AS (PARTITION BY k.session))
+    WHERE n = 1"""
+ALL_KNOWN = "AND k.session NOT IN (SELECT session FROM goal_link WHERE goal NOT IN (SELECT key FROM root_goals))"
+ONE_OF_A_RING = """IN (
+    WITH RECURSIVE
+        edge(a, b) AS (SELECT child, parent FROM goal_parent UNION ALL SELECT session, goal FROM goal_link),
+        reach(session, at) AS (SELECT session, goal FROM goal_link WHERE """ + LEFT + """
+                               UNION SELECT reach.session, edge.b FROM reach JOIN edge ON edge.a = reach.at)
+    SELECT COALESCE(min(CASE WHEN at = session THEN session END), min(session)) FROM reach)"""
+
+
 def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
     """Fill temp.root_goals (key, root, stored, doubt): rules 1 to 4 for goals.
 
-    The recursion walks over the keys of an indexed edge table, so it is linear
-    in the number of goals at any depth. Goals in a cycle get no row; a session whose links
-    leave a choice gets doubt = 1.
+    Goals in a cycle get no row; a session whose links leave a choice gets doubt = 1.
     """
     find_goal_edges(db, schema)
     goals = schema["goals"]
-    table, key = quote(goals.name), goals.key
+    names = {"table": quote(goals.name), "key": goals.key, "session": SESSION,
+             "id": goals.text("g", "id"), "stored": goals.text("g", "root_id")}
     db.run("CREATE TEMP TABLE root_goals (key %s, root TEXT, stored TEXT, doubt)" % key_type(goals))
-    stored = goals.text("g", "root_id")
-    walk = """
-        WITH RECURSIVE tree(key, root, doubt) AS (
-            SELECT * FROM ({tops})
-            UNION ALL
-            SELECT e.child, t.root, 0 FROM tree t JOIN goal_parent e ON e.parent = t.key)
-        INSERT INTO root_goals
-        SELECT t.key, NULLIF(t.root, ''), {stored}, t.doubt FROM tree t JOIN main.{table} g ON g.{key} = t.key"""
-    own = "CASE WHEN g.type = '%s' AND g.parent_id IS NULL THEN COALESCE(NULLIF(%s, ''), %s) ELSE %s END" % (
-        SESSION, stored, goals.text("g", "id"), goals.text("g", "id"))
-    tops = """SELECT g.{key} AS key, {own} AS root, 0 AS doubt FROM main.{table} g
-              WHERE g.{key} NOT IN (SELECT child FROM goal_parent) AND g.{key} {which}"""
-    db.run(walk.format(tops=tops.format(key=key, own=own, table=table, which="NOT IN (SELECT session FROM goal_link)"),
-                       stored=stored, table=table, key=key))
-    linked = """
-        SELECT session, root, doubt FROM (
-            SELECT k.session, r.root, row_number() OVER (all_links ORDER BY r.root = k.stored DESC, k.position) AS n,
-                   min(r.root) OVER all_links <> max(r.root) OVER all_links
-                   AND NOT COALESCE(max(r.root = k.stored) OVER all_links, 0) AS doubt
-            FROM goal_link k JOIN root_goals r ON r.key = k.goal
-            WHERE k.session NOT IN (SELECT key FROM root_goals) %s
-            WINDOW all_links AS (PARTITION BY k.session))
-        WHERE n = 1"""
+    tops = TOPS.format(**names)
+    db.run(SPREAD.format(tops=tops + NOT_LINKED, **names))
     # A linked goal may itself hang below a linked session: those whose goals are all
     # known first, then those with one known, then, for a ring of links, one as it stands.
-    steps = [linked % "AND k.session NOT IN (SELECT session FROM goal_link WHERE goal NOT IN (SELECT key FROM root_goals))",
-             linked % ""]
-    blocked = "session NOT IN (SELECT key FROM root_goals)"
-    ring = """IN (WITH RECURSIVE
-            edge(a, b) AS (SELECT child, parent FROM goal_parent UNION ALL SELECT session, goal FROM goal_link),
-            reach(session, at) AS (SELECT session, goal FROM goal_link WHERE {0}
-                                   UNION SELECT reach.session, edge.b FROM reach JOIN edge ON edge.a = reach.at)
-        SELECT COALESCE(min(CASE WHEN at = session THEN session END), min(session)) FROM reach)""".format(blocked)
-    steps.append(tops.format(key=key, own=own, table=table, which=ring))
-    left = "SELECT count(*) FROM goal_link WHERE session NOT IN (SELECT key FROM root_goals)"
-    while db.value(left):
-        if not any(db.run(walk.format(tops=step, stored=stored, table=table, key=key)) for step in steps):
+    steps = [LINKED.format(which=ALL_KNOWN), LINKED.format(which=""), tops + ONE_OF_A_RING]
+    while db.value("SELECT count(*) FROM goal_link WHERE " + LEFT):
+        if not any(db.run(SPREAD.format(tops=step, **names)) for step in steps):
             break
 
 
@@ -841,15 +845,20 @@ def derived(schema: Dict[str, Table], name: str, row: str) -> str:
 
 def derived_goal(schema: Dict[str, Table], row: str) -> str:
     """SQL for the root of a row of goals, by the rules of DESIGN.md section 4."""
-    stored = "NULLIF(%s.root_id, '')" % row
+    stored = "NULLIF({row}.root_id, '')"
     links = link_columns(schema)
     if links:
-        roots = "SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {row}.id".format(*links, row=row)
-        stored = "COALESCE(CASE WHEN {row}.root_id IN ({roots}) THEN {row}.root_id END, ({roots} ORDER BY k.{at} LIMIT 1), {stored})".format(
-            row=row, roots=roots, stored=stored, at=link_order(schema))
-    return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {row}.parent_id), "
-            "CASE WHEN {row}.type = '{session}' AND {row}.parent_id IS NULL THEN {stored} END, {row}.id)"
-            .format(row=row, session=SESSION, stored=stored))
+        roots = "SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {{row}}.id".format(*links)
+        stored = "COALESCE(CASE WHEN {row}.root_id IN (%s) THEN {row}.root_id END, (%s ORDER BY k.%s LIMIT 1), %s)" % (
+            roots, roots, link_order(schema), stored)
+    return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {row}.parent_id), CASE WHEN {row}.type = '{session}' "
+            "AND {row}.parent_id IS NULL THEN " + stored + " END, {row}.id)").format(row=row, session=SESSION)
+
+
+def reroot_sessions(schema: Dict[str, Table], which: str) -> str:
+    """The statement that gives those of some sessions that have no parent their root again."""
+    return ("UPDATE goals SET root_id = {0} WHERE {1} AND type = '{2}' AND parent_id IS NULL AND root_id <> {0}"
+            .format(derived_goal(schema, "goals"), which, SESSION))
 
 
 def follow(schema: Dict[str, Table], parent: str, row: str) -> List[str]:
@@ -916,32 +925,18 @@ ANCESTOR_HAS_ROOT = ("EXISTS (WITH RECURSIVE up(parent_id, root_id) AS (SELECT p
 
 
 def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
-    """The triggers of goals: as for other tables, plus whole subtrees and linked sessions.
-
-    A subtree is one statement over a recursive subquery, not a trigger that fires itself:
-    that would need recursive_triggers and end at SQLite's depth limit.
-    """
-    root = derived_goal(schema, "NEW")
+    """Fill, guard and move for goals: as for other tables, and no goal below itself."""
+    table, root = schema["goals"].name, derived_goal(schema, "NEW")
     own = "UPDATE goals SET root_id = {0} WHERE {1} = NEW.{1}".format(root, schema["goals"].key)
-    below = "UPDATE goals SET root_id = %s WHERE id IN %s AND root_id <> %s" % (root, SUBTREE.format(row="NEW"), root)
+    below = "UPDATE goals SET root_id = {0} WHERE id IN {1} AND root_id <> {0}".format(root, SUBTREE.format(row="NEW"))
     mismatch = refuse("root_id does not match: this row of goals belongs to the fractal of its parent_id, "
                       "its linked goals or itself")
+    nameless = refuse("goals.root_id cannot be derived: the row has no id") + " WHERE COALESCE(NEW.id, '') = ''"
     cycle = refuse("goals.parent_id: a goal cannot be moved under itself or its own descendant")
-    links = link_columns(schema)
-    # A session follows its linked goals while none of them is left in its own fractal.
-    sessions = ["UPDATE goals SET root_id = %s WHERE id IN (SELECT %s FROM %s WHERE %s = NEW.id) AND type = '%s' "
-                "AND parent_id IS NULL AND root_id <> %s" % (
-                    derived_goal(schema, "goals"), links[1], links[0], links[2], SESSION,
-                    derived_goal(schema, "goals"))] if links else []
-    gone = [text.replace("NEW.id", "OLD.id") for text in sessions] + follow(schema, "goals", "OLD")
-    parent_exists = "EXISTS (SELECT 1 FROM goals WHERE id = NEW.parent_id)"
-    changed = "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''"
-    table = schema["goals"].name
-    found = [
-        trigger("trg_goals_fill", "AFTER INSERT", table, "",
-                own + " AND COALESCE(root_id, '') = ''", below, *(sessions + follow(schema, "goals", "NEW"))),
-        trigger("trg_goals_refill", "AFTER UPDATE OF root_id", table, EMPTY,
-                refuse("goals.root_id cannot be derived: the row has no id") + " WHERE COALESCE(NEW.id, '') = ''", own),
+    return [
+        trigger("trg_goals_fill", "AFTER INSERT", table, "", own + " AND " + EMPTY, below,
+                *linked_sessions(schema, "NEW"), *follow(schema, "goals", "NEW")),
+        trigger("trg_goals_refill", "AFTER UPDATE OF root_id", table, EMPTY, nameless, own),
         trigger("trg_goals_guard_insert", "BEFORE INSERT", table,
                 "NEW.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
         trigger("trg_goals_guard_update", "BEFORE UPDATE OF root_id", table,
@@ -951,28 +946,44 @@ def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
                 "NEW.parent_id = NEW.id OR (EXISTS (SELECT 1 FROM goals WHERE parent_id = NEW.id) AND NEW.id IN %s)"
                 % ANCESTORS, cycle),
         trigger("trg_goals_cycle_update", "BEFORE UPDATE OF parent_id", table,
-                "NEW.parent_id IS NOT OLD.parent_id AND NEW.id IN %s" % ANCESTORS, cycle),
+                "NEW.parent_id IS NOT OLD.parent_id AND NEW.id IN " + ANCESTORS, cycle),
         trigger("trg_goals_move", "AFTER UPDATE OF parent_id, type", table,
                 # Not where ON DELETE SET NULL frees the children of a fractal that is being deleted.
                 "(NEW.parent_id IS NOT OLD.parent_id OR NEW.type IS NOT OLD.type) AND (NEW.parent_id IS NOT NULL "
                 "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.root_id, OLD.parent_id)))",
-                own + " AND root_id <> %s" % root, below),
-        trigger("trg_goals_follow", "AFTER UPDATE OF root_id", table, changed, *follow(schema, "goals", "NEW")),
-        # Two of a kind, as a trigger doesn't fire itself: a subtree may hold goals whose linked
-        # sessions follow, and those may have subtrees of their own.
-        *(trigger("trg_goals_%s" % kind, "AFTER UPDATE OF root_id", table,
-                  "%s AND NOT %s AND %s(NEW.type = '%s' AND NEW.parent_id IS NULL)" % (changed, parent_exists, no, SESSION),
-                  "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id"
-                  % SUBTREE.format(row="NEW"))
-          for kind, no in (("subtree", "NOT "), ("session_subtree", ""))),
+                own + " AND root_id <> " + root, below),
         # Not for what is deleted with its fractal, parent first: re-rooting that would be cubic in the depth.
         trigger("trg_goals_orphan", "AFTER DELETE", table,
                 "OLD.root_id = OLD.id OR OLD.parent_id IS NULL "
                 "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.parent_id, OLD.root_id))",
-                "UPDATE goals SET root_id = id WHERE parent_id = OLD.id AND root_id <> id", *gone)]
-    if sessions:
-        found.append(trigger("trg_goals_sessions", "AFTER UPDATE OF root_id", table, changed, *sessions))
-    return found
+                "UPDATE goals SET root_id = id WHERE parent_id = OLD.id AND root_id <> id",
+                *linked_sessions(schema, "OLD"), *follow(schema, "goals", "OLD"))]
+
+
+def linked_sessions(schema: Dict[str, Table], row: str) -> List[str]:
+    """A session follows its linked goals while none of them is left in its own fractal."""
+    links = link_columns(schema)
+    return [reroot_sessions(schema, "id IN (SELECT {1} FROM {0} WHERE {2} = {row}.id)".format(*links, row=row))
+            ] if links else []
+
+
+def subtree_triggers(schema: Dict[str, Table]) -> List[Trigger]:
+    """What follows a goal that has changed its root: its instances, the goals below it, the sessions linked to it.
+
+    A subtree is one statement over a recursive subquery, not a trigger that fires itself: that would
+    need recursive_triggers and end at SQLite's depth limit. There are two of them, as a subtree may hold
+    goals whose linked sessions follow, and those may have subtrees of their own.
+    """
+    changed = "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''"
+    top = changed + " AND NOT EXISTS (SELECT 1 FROM goals WHERE id = NEW.parent_id)"
+    session = "(NEW.type = '%s' AND NEW.parent_id IS NULL)" % SESSION
+    below = "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id" % SUBTREE.format(row="NEW")
+    wanted = [("follow", changed, follow(schema, "goals", "NEW")),
+              ("subtree", "%s AND NOT %s" % (top, session), [below]),
+              ("session_subtree", "%s AND %s" % (top, session), [below]),
+              ("sessions", changed, linked_sessions(schema, "NEW"))]
+    return [trigger("trg_goals_" + kind, "AFTER UPDATE OF root_id", schema["goals"].name, when, *statements)
+            for kind, when, statements in wanted if statements]
 
 
 def link_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
@@ -981,10 +992,7 @@ def link_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
     if not links:
         return []
     table = schema["practice_session_goals"].name
-    root = derived_goal(schema, "goals")
-    session = ("UPDATE goals SET root_id = {0} WHERE id = {1}.{2} AND type = '{3}' "
-               "AND parent_id IS NULL AND root_id <> {0}")
-    new, old = (session.format(root, row, links[1], SESSION) for row in ("NEW", "OLD"))
+    new, old = (reroot_sessions(schema, "id = %s.%s" % (row, links[1])) for row in ("NEW", "OLD"))
     found = [trigger("trg_practice_session_goals_insert", "AFTER INSERT", table, "", new),
              trigger("trg_practice_session_goals_update", "AFTER UPDATE", table, "", new, old),
              trigger("trg_practice_session_goals_delete", "AFTER DELETE", table, "", old)]
@@ -1007,7 +1015,7 @@ def session_triggers(schema: Dict[str, Table]) -> List[Trigger]:
 
 def wanted_triggers(db: Database, schema: Dict[str, Table]) -> Dict[str, Trigger]:
     """Every trigger of the target for this database, by name."""
-    found = goal_triggers(schema) + link_triggers(db, schema) + session_triggers(schema)
+    found = goal_triggers(schema) + subtree_triggers(schema) + link_triggers(db, schema) + session_triggers(schema)
     for name in TABLES:
         if name != "goals" and name in schema:
             found += child_triggers(schema, name) + parent_triggers(schema, name)
