@@ -33,6 +33,7 @@ import errno
 import json
 import os
 import pathlib
+import platform
 import re
 import shlex
 import shutil
@@ -369,6 +370,10 @@ class Table(NamedTuple):
     strict: bool
     parents: Dict[str, str]     # the tables that its reference columns mean
 
+    @property
+    def quoted(self) -> str:
+        return quote(self.name)
+
     def has(self, *columns: str) -> bool:
         return all(column.lower() in self.columns for column in columns)
 
@@ -384,8 +389,9 @@ class Table(NamedTuple):
         parent = self.parents.get(column.lower())
         if not parent or not is_string(kind):
             return as_text(name)
-        return ("CASE WHEN typeof({0}) IN ('integer', 'real') THEN COALESCE((SELECT CASE WHEN count(*) = 1 THEN min(p.id) "
-                "END FROM main.{1} p WHERE p.id = {0}), {2}) ELSE {0} END").format(name, quote(parent), as_text(name))
+        return ("CASE WHEN typeof({0}) IN ('integer', 'real') THEN COALESCE((SELECT CASE WHEN count(*) = 1 "
+                "THEN min(p.id) END FROM main.{1} p WHERE p.id = {0}), {2}) ELSE {0} END"
+                ).format(name, quote(parent), as_text(name))
 
 
 def as_text(name: str) -> str:
@@ -472,9 +478,9 @@ def check_shape(db: "Database", table: Table, name: str) -> None:
         raise Stop("its text and its columns disagree")
     if "id" not in table.columns or (name in ROOT_SOURCES and not table.has(ROOT_SOURCES[name][-1][0])):
         raise Stop("it lacks a column that says what its rows belong to")
-    unique = [row[1] for row in db.all("PRAGMA main.index_list(%s)" % quote(table.name)) if row[2] and not row[4]]
+    unique = [row[1] for row in db.all("PRAGMA main.index_list(%s)" % table.quoted) if row[2] and not row[4]]
     keys = [[row[2] for row in db.all("PRAGMA main.index_info(%s)" % quote(index))] for index in unique]
-    primary = [(row[1].lower(), row[2].upper()) for row in db.all("PRAGMA main.table_info(%s)" % quote(table.name))
+    primary = [(row[1].lower(), row[2].upper()) for row in db.all("PRAGMA main.table_info(%s)" % table.quoted)
                if row[5]]
     if not table.rowid and [column for column, _ in primary] != ["id"]:
         raise Stop("it is WITHOUT ROWID and its PRIMARY KEY is not its id")
@@ -672,7 +678,7 @@ def link_columns(schema: Dict[str, Table]) -> Optional[Tuple[str, str, str]]:
     goals = [name for name in names if name.lower().endswith("goal_id") and "session" not in name.lower()]
     if not table or not sessions or not goals:
         return None
-    return quote(table.name), quote(sessions[0]), quote(goals[0])
+    return table.quoted, quote(sessions[0]), quote(goals[0])
 
 
 def link_order(schema: Dict[str, Table]) -> str:
@@ -702,7 +708,7 @@ def find_goal_edges(db: Database, schema: Dict[str, Table]) -> None:
     """Fill temp.goal_parent (child, parent) and temp.goal_link (session, goal, position, stored root):
     who takes the root from whom, by key, with indexes."""
     goals = schema["goals"]
-    table, key = quote(goals.name), goals.key
+    table, key = goals.quoted, goals.key
     db.run("CREATE TEMP TABLE goal_parent AS SELECT g.%s AS child, p.%s AS parent FROM main.%s g JOIN main.%s p "
            "ON p.id = %s" % (key, key, table, table, goals.text("g", "parent_id")))
     db.run("CREATE INDEX temp.goal_parent_index ON goal_parent (parent, child)")
@@ -760,7 +766,7 @@ def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
     """
     find_goal_edges(db, schema)
     goals = schema["goals"]
-    names = {"table": quote(goals.name), "key": goals.key, "session": SESSION,
+    names = {"table": goals.quoted, "key": goals.key, "session": SESSION,
              "id": goals.text("g", "id"), "stored": goals.text("g", "root_id")}
     db.run("CREATE TEMP TABLE root_goals (key %s, root TEXT, stored TEXT, doubt)" % key_type(goals))
     tops = TOPS.format(**names)
@@ -790,7 +796,7 @@ def derive(db: Database, schema: Dict[str, Table]) -> None:
         roots, joins, lost = [], [], []
         for at, (column, parent) in enumerate(references(schema, name)):
             joins.append("LEFT JOIN main.%s p%d ON p%d.id = %s" % (
-                quote(parent.name), at, at, table.text("c", column)))
+                parent.quoted, at, at, table.text("c", column)))
             lost.append("c.%s IS NOT NULL AND p%d.id IS NULL" % (quote(column), at))
             target = next((n for n in TABLES if schema.get(n) is parent), None)
             if at < giving and target:
@@ -803,7 +809,7 @@ def derive(db: Database, schema: Dict[str, Table]) -> None:
             name, key_type(table), "".join(", lost%d" % at for at in range(len(lost)))))
         db.run("INSERT INTO temp.root_%s SELECT %s FROM main.%s c %s" % (
             name, ", ".join(["c." + table.key, "COALESCE(%s, NULLIF(%s, ''))" % (", ".join(roots + ["NULL"]), stored),
-                             stored] + lost), quote(table.name), " ".join(joins)))
+                             stored] + lost), table.quoted, " ".join(joins)))
 
 
 def count_true(db: Database, source: str, tests: Dict[Any, str]) -> Dict[Any, int]:
@@ -838,7 +844,7 @@ def refuse(message: str) -> str:
 
 def derived(schema: Dict[str, Table], name: str, row: str) -> str:
     """SQL for the root that a row of a table other than goals takes from its parents; NULL: none."""
-    looked_up = ["(SELECT NULLIF(root_id, '') FROM %s WHERE id = %s.%s)" % (quote(parent.name), row, column)
+    looked_up = ["(SELECT NULLIF(root_id, '') FROM %s WHERE id = %s.%s)" % (parent.quoted, row, column)
                  for column, parent in sources(schema, name)]
     return "COALESCE(%s, NULL)" % ", ".join(looked_up) if looked_up else "NULL"
 
@@ -867,7 +873,7 @@ def follow(schema: Dict[str, Table], parent: str, row: str) -> List[str]:
     for name, links in ROOT_SOURCES.items():
         for column, source in links:
             if source == parent and name in schema and schema[name].has(column):
-                table = quote(schema[name].name)
+                table = schema[name].quoted
                 root = derived(schema, name, table)
                 found.append("UPDATE %s SET root_id = %s WHERE %s = %s.id AND root_id <> %s" % (
                     table, root, column, row, root))
@@ -977,7 +983,8 @@ def subtree_triggers(schema: Dict[str, Table]) -> List[Trigger]:
     changed = "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''"
     top = changed + " AND NOT EXISTS (SELECT 1 FROM goals WHERE id = NEW.parent_id)"
     session = "(NEW.type = '%s' AND NEW.parent_id IS NULL)" % SESSION
-    below = "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id" % SUBTREE.format(row="NEW")
+    below = "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id" % (
+        SUBTREE.format(row="NEW"))
     wanted = [("follow", changed, follow(schema, "goals", "NEW")),
               ("subtree", "%s AND NOT %s" % (top, session), [below]),
               ("session_subtree", "%s AND %s" % (top, session), [below]),
@@ -1060,7 +1067,7 @@ def duplicate_rows(schema: Dict[str, Table], name: str) -> str:
                count(*) OVER (PARTITION BY {place}, c.name) AS size
         FROM main.{table} c JOIN temp.root_{owner} r ON r.key = c.{key}
         WHERE {live} AND c.name IS NOT NULL AND {place} IS NOT NULL
-        """.format(key=table.key, place=place, oldest=oldest, table=quote(table.name), owner=owner,
+        """.format(key=table.key, place=place, oldest=oldest, table=table.quoted, owner=owner,
                    live=live(table, "c."))
 
 
@@ -1071,13 +1078,14 @@ def find_duplicates(db: Database, schema: Dict[str, Table], skip: Sequence[str])
         count, ids = count_and_first(db, "SELECT id FROM (%s) WHERE size > 1 ORDER BY name, scope, position"
                                      % duplicate_rows(schema, name))
         if count:
-            table, where = quote(schema[owner].name), live(schema[owner])
+            table, where = schema[owner].quoted, live(schema[owner])
             place = scope if schema[owner].has(scope) else "NULL"
             yield Finding(
                 "duplicate name", name, owner, count, ids,
                 "SELECT id, {0}, name FROM {1} WHERE {2} AND ({0}, name) IN (SELECT {0}, name FROM {1} WHERE {2} "
                 "GROUP BY {0}, name HAVING count(*) > 1) ORDER BY {0}, name".format(place, table, where),
-                "--repair (the oldest keeps its name, newer ones become 'Name (2)'), or --skip-constraint " + name, True)
+                "--repair (the oldest keeps its name, newer ones become 'Name (2)'), "
+                "or --skip-constraint " + name, True)
 
 
 def find_check_violations(db: Database, schema: Dict[str, Table], skip: Sequence[str]) -> Iterator[Finding]:
@@ -1085,9 +1093,10 @@ def find_check_violations(db: Database, schema: Dict[str, Table], skip: Sequence
         if name in skip or owner not in schema or not schema[owner].has(*columns):
             continue
         # A CHECK refuses the one time value that changes by itself (https://sqlite.org/deterministic.html).
-        now = "".join(" OR lower(%s) IN ('now', 'subsec', 'subsecond')" % c for c in columns if "(%s)" % c in expression)
+        now = "".join(" OR lower(%s) IN ('now', 'subsec', 'subsecond')" % column for column in columns
+                      if "(%s)" % column in expression)
         query = "SELECT id, %s FROM %s WHERE NOT (%s)%s" % (
-            ", ".join(columns), quote(schema[owner].name), expression, now)
+            ", ".join(columns), schema[owner].quoted, expression, now)
         count, ids = count_and_first(db, query)
         if count:
             yield Finding("check violated", name, owner, count, ids, query,
@@ -1103,7 +1112,7 @@ def rootless(schema: Dict[str, Table], name: str, row: str) -> str:
         lost = ("0" if kind == "goals" else rootless(schema, kind, inner) if kind
                 else "COALESCE(%s.root_id, '') = ''" % inner)
         tests.append("NOT EXISTS (SELECT 1 FROM %s %s WHERE %s.id = %s.%s AND NOT (%s))"
-                     % (quote(parent.name), inner, inner, row, column, lost))
+                     % (parent.quoted, inner, inner, row, column, lost))
     return " AND ".join(tests) or "1"
 
 
@@ -1112,53 +1121,50 @@ def find_rootless(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
         if name in schema:
             table = schema[name]
             count, ids = count_and_first(db, "SELECT c.id FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key "
-                                         "WHERE r.root IS NULL" % (name, quote(table.name), table.key))
+                                         "WHERE r.root IS NULL" % (name, table.quoted, table.key))
             condition = "COALESCE(c.id, '') = ''" if name == "goals" else rootless(schema, name, "c")
             if count:
                 yield Finding("no fractal", name + ".root_id", name, count, ids,
-                              "SELECT * FROM %s c WHERE %s" % (quote(table.name), condition),
+                              "SELECT * FROM %s c WHERE %s" % (table.quoted, condition),
                               "--repair (moves them whole to migration_quarantine), or give them a parent"
                               + (" or root_id" if table.has("root_id") else ""),
                               True)
 
 
-def find_goal_trouble(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
-    """Sessions linked to several fractals, and cycles in goals.parent_id."""
-    table, key = quote(schema["goals"].name), schema["goals"].key
-    rows = db.all("SELECT g.id FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt" % (table, key))
-    if rows:
-        links = link_columns(schema) or ("", "", "")
-        yield Finding("several fractals", "goals.root_id", "goals", len(rows), [row[0] for row in rows[:5]],
-                      "SELECT {1}, group_concat({2}) FROM (SELECT * FROM {0} ORDER BY {4}) WHERE {1} IN ({3}) GROUP BY {1}".format(
-                          *links, ", ".join(literal(row[0]) for row in rows), link_order(schema)),
-                      "--repair (the first listed wins), or delete the links that are wrong", True)
-    edges = dict(db.all("SELECT child, parent FROM temp.goal_parent WHERE child NOT IN (SELECT key FROM temp.root_goals)"))
-    cycle = first_cycle(edges)
-    if cycle:
-        ids = [db.value("SELECT id FROM main.%s WHERE %s = %s" % (table, key, literal(member))) for member in cycle]
+def find_doubtful_sessions(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
+    """Sessions linked to several fractals, none of which is the stored one."""
+    links, goals = link_columns(schema), schema["goals"]
+    ids = [row[0] for row in db.all("SELECT g.id FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt"
+                                    % (goals.quoted, goals.key))]
+    if links and ids:
         yield Finding(
-            "cycle", "goals.parent_id", "goals", len(edges), ids[:20],
-            "WITH RECURSIVE tree(id) AS (SELECT g.id FROM {0} g WHERE NOT EXISTS (SELECT 1 FROM {0} p WHERE p.id = "
-            "g.parent_id) UNION ALL SELECT g.id FROM {0} g JOIN tree ON g.parent_id = tree.id) "
-            "SELECT id, parent_id FROM {0} WHERE id NOT IN (SELECT id FROM tree)".format(table),
-            "UPDATE %s SET parent_id = NULL WHERE id = %s (it becomes a fractal of its own), or name the right parent of "
-            "one of these; the query also shows what hangs below" % (table, literal(ids[0])), False)
+            "several fractals", "goals.root_id", "goals", len(ids), ids[:5],
+            "SELECT {1}, group_concat({2}) FROM (SELECT * FROM {0} ORDER BY {4}) WHERE {1} IN ({3}) GROUP BY {1}"
+            .format(*links, ", ".join(map(literal, ids)), link_order(schema)),
+            "--repair (the first listed wins), or delete the links that are wrong", True)
 
 
-def first_cycle(edges: Dict[Any, Any]) -> List[Any]:
-    """One cycle among child -> parent edges, in order; [] if there is none."""
-    done: Dict[Any, None] = {}
-    for start in edges:
-        path: Dict[Any, None] = {}
-        at = start
-        while at in edges and at not in done and at not in path:
-            path[at] = None
-            at = edges[at]
-        if at in path:
-            members = list(path)
-            return members[members.index(at):]
-        done.update(path)
-    return []
+def find_cycles(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
+    """One cycle of goals.parent_id, with the number of all goals that are in cycles or below them."""
+    table, key = schema["goals"].quoted, schema["goals"].key
+    edges = dict(db.all("SELECT child, parent FROM temp.goal_parent "
+                        "WHERE child NOT IN (SELECT key FROM temp.root_goals)"))
+    if not edges:
+        return
+    at = next(iter(edges))
+    for _ in edges:  # the parent of a goal without root has none either, so this ends in a cycle
+        at = edges[at]
+    cycle = [at]
+    while edges[cycle[-1]] != at:
+        cycle.append(edges[cycle[-1]])
+    ids = [db.value("SELECT id FROM main.%s WHERE %s = %s" % (table, key, literal(member))) for member in cycle[:20]]
+    yield Finding(
+        "cycle", "goals.parent_id", "goals", len(edges), ids,
+        "WITH RECURSIVE tree(id) AS (SELECT g.id FROM {0} g WHERE NOT EXISTS (SELECT 1 FROM {0} p WHERE p.id = "
+        "g.parent_id) UNION ALL SELECT g.id FROM {0} g JOIN tree ON g.parent_id = tree.id) "
+        "SELECT id, parent_id FROM {0} WHERE id NOT IN (SELECT id FROM tree)".format(table),
+        "UPDATE %s SET parent_id = NULL WHERE id = %s (it becomes a fractal of its own), or name the right parent "
+        "of one of these; the query also shows what hangs below" % (table, literal(ids[0])), False)
 
 
 def find_decisions(db: Database, schema: Dict[str, Table], skip: Sequence[str], phases: Sequence[str]) -> List[Finding]:
@@ -1169,7 +1175,8 @@ def find_decisions(db: Database, schema: Dict[str, Table], skip: Sequence[str], 
         found += find_check_violations(db, schema, skip)
     if "backfill" in phases:
         found += find_rootless(db, schema)
-        found += find_goal_trouble(db, schema)
+        found += find_doubtful_sessions(db, schema)
+        found += find_cycles(db, schema)
     return found
 
 
@@ -1197,15 +1204,15 @@ def repair(db: Database, schema: Dict[str, Table], findings: List[Finding], now:
                 done += [{"kind": "first link wins", "table": "goals", "id": as_json(row[0]), "before": as_json(row[1]),
                           "after": as_json(row[2])} for row in db.all(
                     "SELECT g.id, r.stored, r.root FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt"
-                    % (quote(schema["goals"].name), schema["goals"].key))]
+                    % (schema["goals"].quoted, schema["goals"].key))]
     return done
 
 
 @contextlib.contextmanager
 def triggers_put_aside(db: Database, table: Table) -> Iterator[None]:
     """Keep a table's triggers from firing: backfill and repairs are no changes that they were made for."""
-    kept = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = %s ORDER BY rowid"
-                  % literal(table.name.lower()))
+    kept = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = %s "
+                  "ORDER BY rowid" % literal(table.name.lower()))
     for name, _ in kept:
         db.run("DROP TRIGGER main." + quote(name))
     yield
@@ -1218,7 +1225,7 @@ def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) 
     table, done = schema[finding.table], []
     db.run("CREATE TEMP TABLE equal_names AS " + duplicate_rows(schema, finding.name))
     taken = ("SELECT 1 FROM main.{0} c JOIN temp.equal_names e ON e.key = c.{1} WHERE c.name = {{name}} AND e.scope = "
-             "(SELECT scope FROM temp.equal_names WHERE key = {{key}})".format(quote(table.name), table.key))
+             "(SELECT scope FROM temp.equal_names WHERE key = {{key}})".format(table.quoted, table.key))
     number, group = 1, None
     for key, identity, name, scope in db.all("SELECT key, id, name, scope FROM temp.equal_names WHERE position > 1 "
                                              "ORDER BY scope, name, position"):
@@ -1226,8 +1233,8 @@ def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) 
         while db.all(taken.format(name="%s || ' (%d)'" % (literal(name), number), key=literal(key))):
             number += 1
         db.run("UPDATE main.%s SET name = name || ' (%d)' WHERE %s = %s" % (
-            quote(table.name), number, table.key, literal(key)))
-        after = db.value("SELECT name FROM main.%s WHERE %s = %s" % (quote(table.name), table.key, literal(key)))
+            table.quoted, number, table.key, literal(key)))
+        after = db.value("SELECT name FROM main.%s WHERE %s = %s" % (table.quoted, table.key, literal(key)))
         done.append({"kind": "renamed", "table": finding.table, "id": as_json(identity),
                      "before": as_json(name), "after": as_json(after)})
     db.run("DROP TABLE temp.equal_names")
@@ -1240,13 +1247,13 @@ def quarantine(db: Database, table: Table, finding: Finding, now: str) -> List[D
     columns = [c.name for c in table.columns.values() if not c.generated]
     done = []
     for row in db.all("SELECT c.%s, %s FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE r.root IS NULL" % (
-            table.key, ", ".join("c." + quote(c) for c in columns), finding.table, quote(table.name), table.key)):
+            table.key, ", ".join("c." + quote(c) for c in columns), finding.table, table.quoted, table.key)):
         values = dict(zip(columns, row[1:]))
         identity = next(value for column, value in values.items() if column.lower() == "id")
         text = json.dumps({column: as_json(value) for column, value in values.items()})
         db.run("INSERT INTO main.migration_quarantine VALUES (%s)" % ", ".join(map(literal, (
             finding.table, row[0] if table.rowid else None, identity, "its fractal can't be derived", text, now))))
-        db.run("DELETE FROM main.%s WHERE %s = %s" % (quote(table.name), table.key, literal(row[0])))
+        db.run("DELETE FROM main.%s WHERE %s = %s" % (table.quoted, table.key, literal(row[0])))
         done.append({"kind": "quarantined", "table": finding.table, "id": as_json(identity),
                      "before": json.loads(text), "after": None})
     return done
@@ -1281,17 +1288,18 @@ class Run:
         self.edited = self.to_recreate()
         self.rows = {}
         self.before = {"goals.parent_id": db.value(
-            "SELECT count(*) FROM main.{0} WHERE parent_id IS NOT NULL AND {1} NOT IN (SELECT child FROM temp.goal_parent)"
-            .format(quote(self.schema["goals"].name), self.schema["goals"].key))}
+            "SELECT count(*) FROM main.{0} WHERE parent_id IS NOT NULL AND {1} NOT IN "
+            "(SELECT child FROM temp.goal_parent)".format(self.schema["goals"].quoted, self.schema["goals"].key))}
         for name in [name for name in TABLES if name in self.schema]:
-            tests = {"filled": "COALESCE(stored, '') = '' AND root IS NOT NULL", "corrected": "stored <> '' AND stored <> root"}
+            tests = {"filled": "COALESCE(stored, '') = '' AND root IS NOT NULL",
+                     "corrected": "stored <> '' AND stored <> root"}
             if name != "goals":
                 tests.update(("%s.%s" % (name, column), "lost%d" % at)
                              for at, (column, _) in enumerate(references(self.schema, name)))
             found = count_true(db, "temp.root_" + name, tests)
             self.counts[name] = (found.pop("filled", 0), found.pop("corrected", 0))
             self.before.update(found)
-            self.rows[name] = db.value("SELECT count(*) FROM main." + quote(self.schema[name].name))
+            self.rows[name] = db.value("SELECT count(*) FROM main." + self.schema[name].quoted)
         self.check_preconditions()
         self.check_names()
         self.report["broken_triggers"] = broken_triggers(db, self.schema)
@@ -1372,7 +1380,8 @@ def add_columns(run: Run) -> Dict[str, Any]:
     for name, columns in run.missing.items():
         table = run.schema.get(name)
         if not table:
-            checks = ["CONSTRAINT %s CHECK (%s)" % (check, expression) for check, (owner, expression, _) in CHECKS.items()
+            checks = ["CONSTRAINT %s CHECK (%s)" % (check, expression)
+                      for check, (owner, expression, _) in CHECKS.items()
                       if owner == name and check not in run.options.skip_constraint]
             run.db.run(table_text(name, TABLES[name], checks))
             created.append(name)
@@ -1380,7 +1389,7 @@ def add_columns(run: Run) -> Dict[str, Any]:
         elif columns:
             added[name] = columns
             for column in columns:
-                run.db.run("ALTER TABLE main.%s ADD COLUMN %s" % (quote(table.name), declaration(name, column, table)))
+                run.db.run("ALTER TABLE main.%s ADD COLUMN %s" % (table.quoted, declaration(name, column, table)))
             run.out.line("  %-21s + %s" % (name, ", ".join(columns)))
     run.schema = read_schema(run.db)
     return {"tables": created, "columns": added}
@@ -1406,7 +1415,7 @@ def update_roots(db: Database, name: str, table: Table) -> None:
     with triggers_put_aside(db, table):
         db.run("UPDATE main.{0} SET root_id = (SELECT r.root FROM temp.root_{1} r WHERE r.key = {0}.{2}) "
                "WHERE {2} IN (SELECT key FROM temp.root_{1} WHERE stored IS NOT root AND root IS NOT NULL)"
-               .format(quote(table.name), name, table.key))
+               .format(table.quoted, name, table.key))
 
 
 def recreate_tables(run: Run) -> Dict[str, Any]:
@@ -1428,7 +1437,7 @@ def rebuild(run: Run, name: str, table: Table, text: str) -> int:
     references of other tables. Its own indexes and triggers go with the old table and are
     created again from their texts. Returns the number of rows; raises Stop if one differs.
     """
-    db, old = run.db, quote(table.name)
+    db, old = run.db, table.quoted
     taken = {row[0].lower() for row in db.all("SELECT name FROM main.sqlite_master")}
     new_name = "new_" + table.name
     while new_name.lower() in taken:
@@ -1523,7 +1532,7 @@ def create_indexes(run: Run) -> Dict[str, Any]:
     db.run("PRAGMA analysis_limit = 1000")
     for name, table in run.schema.items():
         if name in TABLES:
-            db.run("ANALYZE main." + quote(table.name))
+            db.run("ANALYZE main." + table.quoted)
     run.out.line("  %d indexes and %d triggers created" % (len(wanted), len(triggers)))
     return {"indexes": list(wanted), "replaced": run.replaced, "triggers": list(triggers)}
 
@@ -1536,14 +1545,14 @@ Fault = Tuple[str, str]  # its kind ("wrong", "missing" or "crossing") and where
 
 
 def row_faults(schema: Dict[str, Table], name: str) -> Tuple[str, Dict[Fault, str]]:
-    """What follows FROM, and SQL that is true for a row `c` with a fault: "wrong", its root_id is not what its parents say;
-    "missing", the column names a row that does not exist; "crossing", a row of another fractal.
+    """What follows FROM, and SQL that is true for a row `c` with a fault: "wrong", its root_id is not what its
+    parents say; "missing", the column names a row that does not exist; "crossing", a row of another fractal.
 
-    A derivation apart from `derive`: this joins each row with its parents' stored roots, where that one walks from the top.
+    A derivation apart from `derive`: this joins each row with its parents' stored roots, that one walks from the top.
     """
     parents = references(schema, name)
-    source = "main.%s c" % quote(schema[name].name) + "".join(
-        " LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (quote(parent.name), at, at, quote(column))
+    source = "main.%s c" % schema[name].quoted + "".join(
+        " LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (parent.quoted, at, at, quote(column))
         for at, (column, parent) in enumerate(parents))
     roots = ["NULLIF(p%d.root_id, '')" % at for at in range(len(sources(schema, name)))] + ["c.root_id", "NULL"]
     wrong = goal_fault(schema) if name == "goals" else "c.root_id IS NOT COALESCE(%s)" % ", ".join(roots)
@@ -1567,7 +1576,7 @@ def goal_fault(schema: Dict[str, Table]) -> str:
 
 
 def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List[Any], str]]:
-    """For each fault that rows have: how many, the ids of the first, a query for all. One pass a table that has none."""
+    """For each fault that rows have: how many, the ids of the first, a query for all. One pass a table without any."""
     queries = {}
     for name in TABLES:
         source, faults = row_faults(schema, name)
@@ -1576,7 +1585,7 @@ def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List
             queries[fault] = "SELECT c.id FROM %s WHERE %s" % (source, faults[fault])
         queries["missing", name + ".root_id"] = (
             "SELECT c.id FROM main.{0} c WHERE c.root_id <> '' AND c.root_id IN (SELECT root_id FROM main.{0} "
-            "EXCEPT SELECT id FROM main.goals)".format(quote(schema[name].name)))
+            "EXCEPT SELECT id FROM main.goals)".format(schema[name].quoted))
     links = link_columns(schema)
     if links:
         queries["crossing", "practice_session_goals"] = (
@@ -1609,7 +1618,7 @@ def broken_triggers(db: Database, schema: Dict[str, Table]) -> List[str]:
         columns = [quote(c.name) for c in table.columns.values() if not c.generated]
         for sql in ("INSERT INTO {0} DEFAULT VALUES", "UPDATE {0} SET {1}", "DELETE FROM {0}"):
             try:
-                db.all("EXPLAIN " + sql.format(quote(table.name), ", ".join("%s = %s" % (c, c) for c in columns)))
+                db.all("EXPLAIN " + sql.format(table.quoted, ", ".join("%s = %s" % (c, c) for c in columns)))
             except sqlite3.OperationalError as error:
                 if "no such function" not in str(error):  # the app may bring its own
                     faults.append("%s %s: %s" % (sql.split()[0], table.name, error))
@@ -1647,10 +1656,10 @@ def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List
         checks += row_checks(run, before, standalone)
     if not standalone:
         quarantined = sum(one["kind"] == "quarantined" for one in run.report["repairs"])
-        after = {name: db.value("SELECT count(*) FROM main." + quote(schema[name].name)) for name in run.rows}
+        after = {name: db.value("SELECT count(*) FROM main." + schema[name].quoted) for name in run.rows}
         checks.append(Check("rows", ["%s had %d rows and has %d" % (name, run.rows[name], count)
-                                     for name, count in after.items() if count != run.rows[name]],
-                            "counts as before" + ("" if not quarantined else ", less %d in migration_quarantine" % quarantined)))
+                                     for name, count in after.items() if count != run.rows[name]], "counts as before"
+                            + (", less %d in migration_quarantine" % quarantined if quarantined else "")))
     said = sound(db, [] if standalone else [run.schema[name].name.lower() for name in run.edited])
     checks.append(Check("integrity", [] if said == "ok" else [said], ""))
     if "indexes" in run.options.phases and not any(check.faults for check in checks):
@@ -1666,12 +1675,12 @@ def row_checks(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> 
     if standalone:
         derive(run.db, run.schema)
         wrong += ["goals: %s are in a cycle of parent_id" % ", ".join(map(repr, finding.ids))
-                  for finding in find_goal_trouble(run.db, run.schema) if finding.kind == "cycle"]
+                  for finding in find_cycles(run.db, run.schema)]
     yield Check("root_id", wrong, "every one equals the derived one")
     missing = {where: count for (kind, where), (count, _, _) in found.items() if kind == "missing"}
     run.report["references_to_missing_rows"] = missing
-    more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (where, count, count - before.get(where, 0))
-            for where, count in missing.items()
+    more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (
+            where, count, count - before.get(where, 0)) for where, count in missing.items()
             if before is not None and count > before.get(where, 0) and not where.endswith(".root_id")]
     yield Check("references", more, "%d to rows that no longer exist%s" % (
         sum(missing.values()), "" if more else ", no more than before") if missing else "")
@@ -1698,7 +1707,7 @@ def query_check(db: Database) -> Check:
 # --------------------------------------------------------------------------
 
 def check_file(path: str, what: str = "database") -> None:
-    """Raise Stop unless `path` is a file that begins as an SQLite database does (https://sqlite.org/fileformat.html)."""
+    """Raise Stop unless `path` is a file that begins as a database does (https://sqlite.org/fileformat.html)."""
     if not os.path.exists(path):
         raise Stop("no such %s: %s" % (what, path), 2,
                    "name one, or set DATABASE_PATH" if what == "database" else "name a file like goals.db.backup-...")
@@ -1741,7 +1750,8 @@ def check_space(needs: Sequence[Tuple[str, float]]) -> str:
     return "; ".join(said)
 
 
-def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: float, out: "Output", label: str) -> None:
+def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: float,
+               out: "Output", label: str) -> None:
     """Copy a database with the backup API, in steps, so that it can be interrupted.
 
     The API starts again when another process writes in between
@@ -1784,7 +1794,8 @@ def private_file(final: str, make_way: Callable[[], Any] = bool) -> Iterator[str
     try:
         yield partial
         if any(os.path.exists(partial + end) and os.path.getsize(partial + end) for end in ("-wal", "-journal")):
-            raise Stop("%s could not be completed: a part of it is still in its journal" % final, advice="look at the disk")
+            raise Stop("%s could not be completed: a part of it is still in its journal" % final,
+                       advice="look at the disk")
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         make_way()
@@ -2057,7 +2068,8 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
     if not run.options.dry_run:
         out.line("  time    %s" % rehearsal_time(run.options))
     for text in refusing_triggers(run):
-        out.line("  note    trigger %s may refuse the update that gives a new row its root_id: name its columns (UPDATE OF ...)" % text)
+        out.line("  note    trigger %s may refuse the update that gives a new row its root_id: "
+                 "name its columns (UPDATE OF ...)" % text)
 
 
 def refusing_triggers(run: Run) -> Iterator[str]:
@@ -2093,7 +2105,8 @@ def show_findings(run: Run) -> None:
             finding.name, finding.kind, finding.rows, ", ".join(map(repr, finding.ids)),
             ", ..." if finding.rows > len(finding.ids) else ""))
         out.write("    show    %s" % finding.query)
-        out.write("    resolve %s" % ("--repair does" if run.options.repair and finding.repairable else finding.resolve))
+        repaired = run.options.repair and finding.repairable
+        out.write("    resolve %s" % ("--repair does" if repaired else finding.resolve))
 
 
 def script_text(run: Run, source: str) -> str:
@@ -2166,11 +2179,12 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
         report["database"].update(journal_mode=mode, page_size=db.value("PRAGMA main.page_size"))
         said = sound(db, list(TABLES))
         if said != "ok":
-            raise Stop("%s is damaged: %s" % (options.path, said), advice="restore a backup of it, or see sqlite3's .recover")
+            raise Stop("%s is damaged: %s" % (options.path, said),
+                       advice="restore a backup of it, or see sqlite3's .recover")
         run.survey()
         out.title("Fractal Goals: %s" % ("rehearsal" if options.dry_run else "migration"))
         out.line("  database %s, %s, journal mode %s" % (options.path, file_size(size_of(options.path)), mode))
-        out.line("  script %s, Python %d.%d.%d, SQLite %s" % ((VERSION,) + sys.version_info[:3] + (sqlite3.sqlite_version,)))
+        out.line("  script %s, Python %s, SQLite %s" % (VERSION, platform.python_version(), sqlite3.sqlite_version))
         if run.nothing_to_do():
             said = sound(db, [])  # nothing is rebuilt, so nothing renews a damaged index
             if said != "ok":
@@ -2325,13 +2339,13 @@ def summary(run: Run, seconds: float) -> None:
     options, out, backup = run.options, run.out, run.report["backup"]
     run.report["status"] = "rehearsed" if options.dry_run else "done"
     out.title("Summary")
-    out.line("  %d tables recreated, %s rows copied and proven, %d roots backfilled, %d corrected, %.1f s" % (
-        len(run.edited), "{:,}".format(sum(run.rows[name] for name in run.edited)), sum(c[0] for c in run.counts.values()),
-        sum(c[1] for c in run.counts.values()), seconds))
+    filled, corrected = (sum(counts) for counts in zip(*run.counts.values()))
+    out.line("  {} tables recreated, {:,} rows copied and proven, {} roots backfilled, {} corrected, {:.1f} s".format(
+        len(run.edited), sum(run.rows[name] for name in run.edited), filled, corrected, seconds))
     if options.dry_run:
         out.line("  The live run takes about as long, and makes a backup.")
-        out.write("Done: rehearsed and rolled back; %s is untouched. %s" % (
-            options.path, "To migrate, name your database." if options.sample else "To migrate, run the same without --dry-run."))
+        out.write("Done: rehearsed and rolled back; %s is untouched. To migrate, %s." % (
+            options.path, "name your database" if options.sample else "run the same without --dry-run"))
     elif options.output:
         out.write("Done: the migrated copy is %s; %s is untouched." % (os.path.abspath(options.output), options.path))
     else:
@@ -2342,9 +2356,9 @@ def summary(run: Run, seconds: float) -> None:
             undo = ["python", sys.argv[0], options.path, "--restore", backup]
             out.line("  undo    " + (subprocess.list2cmdline(undo) if os.name == "nt" else shlex.join(undo)))
         out.line("  next    start the app; run with --verify now and then")
-        whole = options.phases == PHASES
-        out.write("Done: %s is migrated%s." % (options.path, "" if whole else " as far as %s; --verify asks for the rest, "
-                                              "which a run without --phases does" % ",".join(options.phases)))
+        rest = "" if options.phases == PHASES else (
+            " as far as %s; --verify asks for the rest, which a run without --phases does" % ",".join(options.phases))
+        out.write("Done: %s is migrated%s." % (options.path, rest))
 
 
 def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
@@ -2401,7 +2415,8 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     parser = Parser(
-        prog="migrate_database_improvements.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="migrate_database_improvements.py", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [DATABASE] [--dry-run | --output FILE | --verify | --restore BACKUP] [options]",
         description="Migrate the Fractal Goals database in one transaction: root_id, constraints, indexes.",
         epilog="""examples:
@@ -2426,7 +2441,8 @@ fault; 2 wrong usage or no such database; 3 the data needs a decision; 4 locked;
     how.add_argument("--repair", action="store_true", help="apply the lossless repairs")
     how.add_argument("--skip-constraint", metavar="NAME", action="append", default=[], choices=CONSTRAINTS,
                      help="leave out one constraint; repeatable")
-    how.add_argument("--phases", metavar="LIST", type=comma_list, default=PHASES, help="only these of " + ",".join(PHASES))
+    how.add_argument("--phases", metavar="LIST", type=comma_list, default=PHASES,
+                     help="only these of " + ",".join(PHASES))
     how.add_argument("--timeout", metavar="SECONDS", type=seconds, default=5.0, help="how long to wait for a lock (5)")
     what = parser.add_argument_group("what to say")
     what.add_argument("--report", metavar="FILE", help="the run as JSON; '-' for standard output")
@@ -2479,23 +2495,26 @@ def explain(error: BaseException) -> Stop:
         return Stop("no permission: %s" % text, 1, "check owner and mode of the file and its folder")
     if "readonly" in text or "unable to open" in text:
         return Stop("the database or its folder can't be written: %s" % text, 1, "check owner, permissions and mount")
-    if "disk is full" in text or "disk I/O error" in text or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    if full or "disk is full" in text or "disk I/O error" in text:
         return Stop("the disk is full, over quota or failing: %s" % text, 1, "make room, look at the disk, run again")
     if isinstance(error, sqlite3.IntegrityError):
         return Stop("the database has a constraint of its own that the migrated rows would break: %s" % text, 3,
                     "change those rows or that constraint, and run again")
     if "not a database" in text or "malformed" in text or "corrupt" in text:
-        return Stop("the database is damaged or encrypted: %s" % text, 1, "restore a backup of it, or see sqlite3's .recover")
+        return Stop("the database is damaged or encrypted: %s" % text, 1,
+                    "restore a backup of it, or see sqlite3's .recover")
     return Stop(text, 1, "run with -v to see the statement")
 
 
 def new_report(options: argparse.Namespace) -> Dict[str, Any]:
     """The report's shape; the README documents it."""
-    chosen = {key: value for key, value in vars(options).items() if key not in ("path", "database", "report_allowed", "sample")}
+    inner = ("path", "database", "report_allowed", "sample")
+    chosen = {key: value for key, value in vars(options).items() if key not in inner}
     return {"status": "failed", "exit_code": 1, "message": "",
             "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "seconds": 0.0,
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
-            "versions": {"script": VERSION, "python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version},
+            "versions": {"script": VERSION, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version},
             "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
             "references_to_missing_rows": {}, "crossing_fractals": {}, "broken_triggers": [], "backup": None}
 
