@@ -1286,25 +1286,30 @@ class Run:
         self.missing = {name: [c for c in columns if name not in self.schema or not self.schema[name].has(c)]
                         for name, columns in TABLES.items()}
         self.edited = self.to_recreate()
-        self.rows = {}
-        self.before = {"goals.parent_id": db.value(
+        self.count()
+        self.check_preconditions()
+        self.check_names()
+        self.report["broken_triggers"] = broken_triggers(db, self.schema)
+        stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
+        self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
+
+    def count(self) -> None:
+        """Count rows, roots to backfill and to correct, references to missing rows."""
+        goals = self.schema["goals"]
+        self.before = {"goals.parent_id": self.db.value(
             "SELECT count(*) FROM main.{0} WHERE parent_id IS NOT NULL AND {1} NOT IN "
-            "(SELECT child FROM temp.goal_parent)".format(self.schema["goals"].quoted, self.schema["goals"].key))}
+            "(SELECT child FROM temp.goal_parent)".format(goals.quoted, goals.key))}
         for name in [name for name in TABLES if name in self.schema]:
             tests = {"filled": "COALESCE(stored, '') = '' AND root IS NOT NULL",
                      "corrected": "stored <> '' AND stored <> root"}
             if name != "goals":
                 tests.update(("%s.%s" % (name, column), "lost%d" % at)
                              for at, (column, _) in enumerate(references(self.schema, name)))
-            found = count_true(db, "temp.root_" + name, tests)
+            found = count_true(self.db, "temp.root_" + name, tests)
             self.counts[name] = (found.pop("filled", 0), found.pop("corrected", 0))
             self.before.update(found)
-            self.rows[name] = db.value("SELECT count(*) FROM main." + self.schema[name].quoted)
-        self.check_preconditions()
-        self.check_names()
-        self.report["broken_triggers"] = broken_triggers(db, self.schema)
-        stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
-        self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
+        self.rows = {name: self.db.value("SELECT count(*) FROM main." + table.quoted)
+                     for name, table in self.schema.items() if name in TABLES}
 
     def to_recreate(self) -> List[str]:
         """The tables whose text must change; metric_values with its split_definitions, so that
@@ -1987,6 +1992,8 @@ def replace_content(source: Database, path: str, aside: str, out: "Output") -> N
                 db.all("PRAGMA journal_mode = DELETE")  # the page size of a WAL database can't change
             copy_pages(source.connection, db.connection, source.timeout, out, "  restore")
         except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.connection.execute("PRAGMA main.journal_mode = " + journal_mode)
             os.unlink(aside)
             raise
         CHANGED.append("the backup is restored; the content before is in %s" % aside)
@@ -2367,12 +2374,10 @@ def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, 
     with reading(options.path, options, out) as db:
         run = Run(db, options, out, report)
         run.schema = read_schema(db)
-        logged = last_log(db)
-        skipped = [name for name in logged.get("options", {}).get("skip_constraint", []) if name in CONSTRAINTS]
-        options.skip_constraint = sorted(set(options.skip_constraint + skipped))
-        report["broken_triggers"] = logged.get("broken_triggers", [])
+        skipped, report["broken_triggers"], before = last_log(db)
+        options.skip_constraint = [name for name in CONSTRAINTS if name in options.skip_constraint + skipped]
         out.title("Verify %s" % options.path)
-        faults = show_checks(run, verify(run, logged.get("references_to_missing_rows"), True))
+        faults = show_checks(run, verify(run, before, True))
         if faults:
             report["status"] = "fault"
             out.write("Fault: %s%s. If %s was never migrated, run without --verify; else see the README's runbook." % (
@@ -2382,13 +2387,15 @@ def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, 
     return 0
 
 
-def last_log(db: Database) -> Dict[str, Any]:
-    """The report of the last run; empty if there is none."""
+def last_log(db: Database) -> Tuple[List[str], List[str], Optional[Dict[str, int]]]:
+    """Of the last run: what was left out on purpose, broken triggers, references to missing rows (None: not noted)."""
     try:
         logged = json.loads(db.value("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1"))
-        return logged if isinstance(logged, dict) else {}
-    except (sqlite3.OperationalError, IndexError, ValueError, TypeError):
-        return {}
+        missing = logged.get("references_to_missing_rows")
+        return (list(logged["options"]["skip_constraint"]), list(map(str, logged["broken_triggers"])),
+                missing if isinstance(missing, dict) else None)
+    except (sqlite3.OperationalError, LookupError, ValueError, TypeError, AttributeError):
+        return [], [], None
 
 
 def comma_list(text: str) -> List[str]:
@@ -2516,7 +2523,7 @@ def new_report(options: argparse.Namespace) -> Dict[str, Any]:
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
             "versions": {"script": VERSION, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version},
             "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
-            "references_to_missing_rows": {}, "crossing_fractals": {}, "broken_triggers": [], "backup": None}
+            "references_to_missing_rows": {}, "crossing_fractals": {}, "broken_triggers": [], "backup": None, "kept_aside": None}
 
 
 def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
