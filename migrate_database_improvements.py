@@ -2523,7 +2523,8 @@ def new_report(options: argparse.Namespace) -> Dict[str, Any]:
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
             "versions": {"script": VERSION, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version},
             "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
-            "references_to_missing_rows": {}, "crossing_fractals": {}, "broken_triggers": [], "backup": None, "kept_aside": None}
+            "references_to_missing_rows": {}, "crossing_fractals": {}, "broken_triggers": [],
+            "backup": None, "kept_aside": None}
 
 
 def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
