@@ -223,7 +223,7 @@ CONSTRAINTS = list(UNIQUE_NAMES) + list(CHECKS)
 STRICT_TYPES = {"VARCHAR": "TEXT", "DATETIME": "TEXT", "BOOLEAN": "INTEGER", "FLOAT": "REAL"}
 CHUNK_ROWS = 50_000
 CACHE_KIB = 128 * 1024  # random ids go into the index of a PRIMARY KEY: it should fit
-SORT_KIB = 64 * 1024    # for each of the threads that sort an index
+SORT_KIB = 8 * 1024     # sorts of this size are the fastest, and each thread has several
 
 
 class Stop(Exception):
@@ -1523,6 +1523,7 @@ def create_indexes(run: Run) -> Dict[str, Any]:
         run.out.progress("  indexes", at, len(wanted))
         db.run("DROP INDEX IF EXISTS main." + quote(name))
         db.run(sql)
+    db.all("PRAGMA main.cache_size = -%d" % CACHE_KIB)
     triggers = run.to_trigger()
     # SQLite fires the newest trigger first. What others do on an insert must come before the
     # UPDATE by which ours fills the root, or they would see the update of a row they don't know.
@@ -2181,6 +2182,7 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
     """Survey, plan, ask, migrate the file at `path`; the exit status."""
     with Database(path, "rw", options.timeout, out.statement) as db:
         run = Run(db, options, out, report)
+        db.all("PRAGMA main.cache_size = -%d" % CACHE_KIB)
         version = db.value("PRAGMA main.data_version")
         mode = db.value("PRAGMA main.journal_mode")
         report["database"].update(journal_mode=mode, page_size=db.value("PRAGMA main.page_size"))
@@ -2233,8 +2235,7 @@ def transact(run: Run, version: int, backup: Optional[str]) -> bool:
     False if another run has migrated the database while this one waited for the lock.
     """
     db, options, report = run.db, run.options, run.report
-    for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "cache_size = -%d" % CACHE_KIB, "threads = 2",
-                   "secure_delete = FAST"):
+    for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "threads = 2", "secure_delete = FAST"):
         db.all("PRAGMA " + pragma)
     db.all("BEGIN IMMEDIATE")
     try:

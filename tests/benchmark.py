@@ -20,7 +20,7 @@ import uuid
 from databases import statements
 from helpers import ROOT, SCRIPT
 
-CACHE, SORT_CACHE = "PRAGMA cache_size = -131072", "PRAGMA cache_size = -65536"  # as the script has them
+CACHE, SORT_CACHE = "PRAGMA cache_size = -131072", "PRAGMA cache_size = -8192"  # as the script has them
 TREE = ("WITH RECURSIVE tree(id) AS (SELECT '{r}' UNION ALL SELECT g.id FROM goals g JOIN tree ON g.parent_id = tree.id) ")
 QUERIES = {
     "all activity instances of a fractal": (
