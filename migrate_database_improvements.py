@@ -460,6 +460,7 @@ def read_schema(db: "Database") -> Dict[str, Table]:
                     and db.all("SELECT 1 FROM main.%s LIMIT 1" % quote(name))):
                 raise Stop("no telling which of its columns name a session and a goal")
         except Stop as stop:
+            check_interrupt()
             raise Stop("table %s can't be migrated: %s" % (name, stop),
                        advice="give it a shape that the README's section on limits allows") from None
     for name, table in schema.items():
@@ -596,7 +597,7 @@ CHANGED: List[str] = []  # what has been done for good: no signal may deny it an
 
 
 def check_interrupt() -> None:
-    """Raise Stop with 130 or 143 once a signal has come, unless the work is done for good."""
+    """Raise Stop with 129, 130 or 143 once a signal has come, unless the work is done for good."""
     if SIGNALS and not CHANGED:
         name = signal.Signals(SIGNALS[0]).name
         raise Stop("interrupted by %s" % name, 128 + SIGNALS[0], "run it again when it suits")
@@ -604,8 +605,10 @@ def check_interrupt() -> None:
 
 @contextlib.contextmanager
 def on_signal(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Have SIGINT and SIGTERM call `handler`, then again what they called before."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Have SIGINT, SIGTERM and SIGHUP call `handler`, then again what they called before."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers
+              if signal.getsignal(number) is not signal.SIG_IGN}  # as nohup has it
     try:
         yield
     finally:
@@ -1048,7 +1051,7 @@ class Finding(NamedTuple):
 def count_and_first(db: Database, query: str) -> Tuple[int, List[Any]]:
     """How many rows a query has, and the first column of the first few; never all at once in memory."""
     count = db.value("SELECT count(*) FROM (%s)" % query)
-    return count, [row[0] for row in db.all(query + " LIMIT 5")] if count else []
+    return count, [row[0] for row in db.all(query + " LIMIT 20")] if count else []
 
 
 def live(table: Table, alias: str = "") -> str:
@@ -1138,7 +1141,7 @@ def find_doubtful_sessions(db: Database, schema: Dict[str, Table]) -> Iterator[F
                                     % (goals.quoted, goals.key))]
     if links and ids:
         yield Finding(
-            "several fractals", "goals.root_id", "goals", len(ids), ids[:5],
+            "several fractals", "goals.root_id", "goals", len(ids), ids[:20],
             "SELECT {1}, group_concat({2}) FROM (SELECT * FROM {0} ORDER BY {4}) WHERE {1} IN ({3}) GROUP BY {1}"
             .format(*links, ", ".join(map(literal, ids)), link_order(schema)),
             "--repair (the first listed wins), or delete the links that are wrong", True)
@@ -1364,8 +1367,12 @@ class Run:
         return {name: sql for name, sql in wanted.items() if not same_sql(stored.get(name), sql)}
 
     def nothing_to_do(self) -> bool:
-        return not (any(self.missing.values()) or self.edited or any(sum(c) for c in self.counts.values())
+        return not (any(self.missing.values()) or self.edited or any(map(sum, self.to_backfill().values()))
                     or self.findings or self.to_index() or self.to_trigger())
+
+    def to_backfill(self) -> Dict[str, Tuple[int, int]]:
+        """How many roots the run fills and corrects, by table."""
+        return self.counts if "backfill" in self.options.phases else {}
 
 
 def wanted_indexes(options: argparse.Namespace) -> Dict[str, str]:
@@ -1412,7 +1419,18 @@ def backfill(run: Run) -> Dict[str, Any]:
             if name not in run.edited:
                 update_roots(run.db, name, run.schema[name])
             run.out.line("  {:21} {:9,} backfilled {:7,} corrected".format(name, filled, corrected))
-    return {name: {"backfilled": filled, "corrected": corrected} for name, (filled, corrected) in run.counts.items()}
+    return {name: {"backfilled": filled, "corrected": corrected, "corrections": corrections(run, name)}
+            for name, (filled, corrected) in run.counts.items()}
+
+
+def corrections(run: Run, name: str) -> List[Dict[str, Any]]:
+    """The stored roots of a table that were wrong, at most a thousand of them, and the right ones."""
+    if not run.counts[name][1]:
+        return []
+    return [{"id": as_json(row[0]), "before": as_json(row[1]), "after": as_json(row[2])} for row in run.db.all(
+        "SELECT c.id, r.stored, r.root FROM temp.root_{0} r JOIN main.{1} c ON c.{2} = r.key "
+        "WHERE r.stored <> '' AND r.stored <> r.root LIMIT 1000".format(
+            name, run.schema[name].quoted, run.schema[name].key))]
 
 
 def update_roots(db: Database, name: str, table: Table) -> None:
@@ -1520,7 +1538,7 @@ def create_indexes(run: Run) -> Dict[str, Any]:
     db.all("PRAGMA main.cache_size = -%d" % SORT_KIB)
     wanted = run.to_index()
     for at, (name, sql) in enumerate(wanted.items()):
-        run.out.progress("  indexes", at, len(wanted))
+        run.out.progress("  indexes", at, len(wanted), "")
         db.run("DROP INDEX IF EXISTS main." + quote(name))
         db.run(sql)
     db.all("PRAGMA main.cache_size = -%d" % CACHE_KIB)
@@ -1683,13 +1701,14 @@ def row_checks(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> 
         wrong += ["goals: %s are in a cycle of parent_id" % ", ".join(map(repr, finding.ids))
                   for finding in find_cycles(run.db, run.schema)]
     yield Check("root_id", wrong, "every one equals the derived one")
-    missing = {where: count for (kind, where), (count, _, _) in found.items() if kind == "missing"}
-    run.report["references_to_missing_rows"] = missing
-    more = ["%s: %d rows refer to rows that no longer exist, %d more than before" % (
-            where, count, count - before.get(where, 0)) for where, count in missing.items()
+    missing = {where: (count, query) for (kind, where), (count, _, query) in found.items() if kind == "missing"}
+    run.report["references_to_missing_rows"] = {where: count for where, (count, _) in missing.items()}
+    more = ["%s: %d rows refer to rows that no longer exist, %d more than before (%s)" % (
+            where, count, count - before.get(where, 0), query) for where, (count, query) in missing.items()
             if before is not None and count > before.get(where, 0) and not where.endswith(".root_id")]
-    yield Check("references", more, "%d to rows that no longer exist%s" % (
-        sum(missing.values()), "" if more else ", no more than before") if missing else "")
+    yield Check("references", more, "%d to rows that no longer exist, %s" % (
+        sum(count for count, _ in missing.values()),
+        "no more than before" if before is not None else "no earlier count to compare with") if missing else "")
     crossing = {where: one for (kind, where), one in found.items() if kind == "crossing"}
     run.report["crossing_fractals"] = {where: {"count": count, "ids": [as_json(i) for i in ids], "query": query}
                                        for where, (count, ids, query) in crossing.items()}
@@ -1722,9 +1741,9 @@ def check_file(path: str, what: str = "database") -> None:
     with open(path, "rb") as file:
         head = file.read(100)
     if not head:
-        raise Stop("%s is empty" % path, 2, "name the app's own database")
+        raise Stop("%s is empty" % path, 2, "name the app's own " + what)
     if head[:16] != b"SQLite format 3\0":
-        raise Stop("%s is not an SQLite database, or it is encrypted" % path, 2, "name the app's own database")
+        raise Stop("%s is not an SQLite database, or it is encrypted" % path, 2, "name the app's own " + what)
 
 
 def is_wal(path: str) -> bool:
@@ -1767,6 +1786,8 @@ def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: 
     state = {"left": 0, "restarts": 0, "deadline": time.monotonic() + timeout}
 
     def progress(status: int, left: int, total: int) -> None:
+        if status == 101:  # SQLITE_DONE: the copy is committed, no signal may deny it
+            return
         check_interrupt()
         if status in (5, 6):  # SQLITE_BUSY, SQLITE_LOCKED
             if time.monotonic() > state["deadline"]:
@@ -1776,7 +1797,7 @@ def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: 
         state.update(left=left, deadline=time.monotonic() + timeout)
         if state["restarts"] > 3 and not source.in_transaction:
             raise InterruptedError
-        out.progress(label, total - left, total, "pages")
+        out.progress(label, total - left, total, " pages")
 
     try:
         source.backup(target, pages=1000, progress=progress, sleep=0.02)
@@ -1816,6 +1837,12 @@ def private_file(final: str, make_way: Callable[[], Any] = bool) -> Iterator[str
         for end in ("", "-wal", "-shm", "-journal"):
             with contextlib.suppress(OSError):
                 os.unlink(partial + end)
+
+
+def give_to(path: str, like: os.stat_result) -> None:
+    """Give a file to the owner of another, where root runs this for the app."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.chown(path, like.st_uid, like.st_gid)
 
 
 def sync_folder(path: str) -> None:
@@ -1913,6 +1940,7 @@ def make_backup(db: Database, final: str, out: "Output") -> None:
     """Back up `db` under its own write lock, from a second connection, and check the copy before it gets its name."""
     with private_file(final) as partial, Database(db.path, "ro", db.timeout) as source:
         copy_checked(source, partial, out, "  backup")
+        give_to(partial, os.stat(db.path))
 
 
 def free_name(path: str, word: str) -> str:
@@ -1961,7 +1989,7 @@ def readable(path: str, timeout: float) -> bool:
 def put_in_place(source: Database, path: str, aside: str, out: "Output") -> None:
     """Restore where there is no database that SQLite could write into: the file there, if any, is renamed
     with the -wal and -journal that belong to it, but not before the new one is complete."""
-    like = os.stat(path if os.path.exists(path) else source.path)
+    like = os.stat(path if os.path.exists(path) else os.path.dirname(path))
 
     def make_way() -> None:
         for end in ("", "-wal", "-journal"):
@@ -1970,9 +1998,9 @@ def put_in_place(source: Database, path: str, aside: str, out: "Output") -> None
 
     with private_file(path, make_way) as partial:
         copy_checked(source, partial, out, "  restore")
-        os.chmod(partial, like.st_mode & 0o777)
-        with contextlib.suppress(AttributeError, OSError):
-            os.chown(partial, like.st_uid, like.st_gid)
+        if os.path.exists(path):
+            os.chmod(partial, like.st_mode & 0o777)
+        give_to(partial, like)
         with contextlib.suppress(OSError):
             os.unlink(path + "-shm")
     CHANGED.append("the backup is restored")
@@ -1992,11 +2020,14 @@ def replace_content(source: Database, path: str, aside: str, out: "Output") -> N
             if db.value("PRAGMA page_size") != source.value("PRAGMA page_size"):
                 db.all("PRAGMA journal_mode = DELETE")  # the page size of a WAL database can't change
             copy_pages(source.connection, db.connection, source.timeout, out, "  restore")
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 db.connection.execute("PRAGMA main.journal_mode = " + journal_mode)
-            os.unlink(aside)
-            raise
+            if isinstance(error, Stop) or is_locked(error):
+                os.unlink(aside)
+                raise
+            raise Stop("%s; the content is also in %s" % (explain(error), aside), explain(error).status,
+                       explain(error).advice) from error
         CHANGED.append("the backup is restored; the content before is in %s" % aside)
         db.all("PRAGMA main.journal_mode = " + journal_mode)
         db.all("PRAGMA locking_mode = NORMAL")
@@ -2037,7 +2068,7 @@ class Output:
         if self.verbose:
             self.line("    sql> " + " ".join(sql.split()))
 
-    def progress(self, label: str, done: int, total: int, unit: str = "rows") -> None:
+    def progress(self, label: str, done: int, total: int, unit: str = " rows") -> None:
         """Say how far a long step is: ten times a second on a terminal, every ten seconds in a log."""
         now = time.monotonic()
         start = self.started.setdefault(label, now)
@@ -2046,11 +2077,12 @@ class Output:
         if self.quiet or now - max(start, self.shown) < (0.1 if self.live else 10) or not total:
             return
         self.shown = now
-        text = "{}: {:,} of {:,} {}, {:.0f} s".format(label, done, total, unit, now - start)
+        text = "{}: {:,} of {:,}{}, {:.0f} s".format(label, done, total, unit, now - start)
         if done:
             text += ", about %d s left" % ((now - start) / done * (total - done))
         if self.live:
-            self.write(text[:shutil.get_terminal_size().columns - 1], end="")
+            text = text[:shutil.get_terminal_size().columns - 1]
+            self.write(text, end="")
             self.width = len(text)
         else:
             self.write(text)
@@ -2061,7 +2093,7 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
     out = run.out
     out.title("Plan")
     for name in TABLES:
-        missing, (filled, corrected) = run.missing.get(name, []), run.counts.get(name, (0, 0))
+        missing, (filled, corrected) = run.missing.get(name, []), run.to_backfill().get(name, (0, 0))
         words = ["create the table"] if name not in run.schema else [
             "%d columns" % len(missing) if missing else "", "%d roots to backfill" % filled if filled else "",
             "%d to correct" % corrected if corrected else "", "recreate" if name in run.edited else ""]
@@ -2110,9 +2142,12 @@ def show_findings(run: Run) -> None:
     out.title("Decisions")
     for finding in run.findings:
         out.write("  %s: %s, %d rows, id %s%s" % (
-            finding.name, finding.kind, finding.rows, ", ".join(map(repr, finding.ids)),
-            ", ..." if finding.rows > len(finding.ids) else ""))
-        out.write("    show    %s" % finding.query)
+            finding.name, finding.kind, finding.rows, ", ".join(map(repr, finding.ids[:5])),
+            ", ..." if finding.rows > 5 else ""))
+        few = (finding.rows <= len(finding.ids) and None not in finding.ids
+               and finding.kind not in ("cycle", "several fractals"))
+        out.write("    show    %s" % ("SELECT * FROM %s WHERE id IN (%s)" % (
+            quote(finding.table), ", ".join(map(literal, finding.ids))) if few else finding.query))
         repaired = run.options.repair and finding.repairable
         out.write("    resolve %s" % ("--repair does" if repaired else finding.resolve))
 
@@ -2151,9 +2186,11 @@ def confirm(options: argparse.Namespace, out: Output, verb: str, path: str) -> N
         check_interrupt()
         out.write("Type 'yes' to %s %s: " % (verb, os.path.basename(path)), end="")
         answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        out.write("")
     check_interrupt()
     if answer.strip() != "yes":
-        raise Stop("cancelled", 0)
+        raise Stop("cancelled, as the answer was not the word yes", 0)
 
 
 def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
@@ -2171,10 +2208,30 @@ def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) ->
         with private_file(target) as partial:
             snapshot(path, partial, options.timeout, out)
             os.chmod(partial, os.stat(path).st_mode & 0o777)
+            give_to(partial, os.stat(path))
             return work(options, out, report, partial, space, None)
     backup = None if options.no_backup else os.path.abspath(options.backup or free_name(path, "backup"))
     space = check_space([(folder, 3 * size), (temporary, size)] + ([(os.path.dirname(backup), size)] if backup else []))
-    return work(options, out, report, path, space, backup)
+    if not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
+        raise Stop("%s or its folder can't be written" % path, advice="check owner, permissions and mount")
+    try:
+        return work(options, out, report, path, space, backup)
+    except BaseException:
+        play_journal_back(path, report)
+        raise
+
+
+def play_journal_back(path: str, report: Dict[str, Any]) -> None:
+    """Have SQLite undo, from the journal, what a failing disk kept the run from rolling back."""
+    journal = path + "-journal"
+    if not os.path.exists(journal):
+        return
+    with contextlib.suppress(sqlite3.Error), Database(path) as db:
+        db.connection.execute("SELECT count(*) FROM main.sqlite_master")
+    with contextlib.suppress(FileNotFoundError), open(journal, "rb") as file:
+        if file.read(8) == b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7":  # https://sqlite.org/fileformat.html
+            report["warnings"].append("%s holds what was there before: keep it beside the database, at whose next "
+                                      "opening SQLite plays it back" % journal)
 
 
 def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path: str, space: str,
@@ -2212,8 +2269,9 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
 
 def say_nothing_to_do(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
     report["status"] = "nothing to do"
-    out.write("Nothing to do: %s is migrated%s." % (
-        options.path, "; %s is a copy of it" % options.output if options.output else ""))
+    out.write("Nothing to do: %s is migrated%s%s." % (
+        options.path, "" if options.phases == PHASES else " as far as " + ",".join(options.phases),
+        "; %s is a copy of it" % options.output if options.output else ""))
     return 0
 
 
@@ -2295,8 +2353,8 @@ def make_repairs(run: Run) -> None:
         raise Stop("the repairs changed more rows than they name", advice="please report this")
     run.out.title("Repairs")
     for one in repairs:
-        run.out.line("  %-21s %s %r: %s -> %s" % (one["table"], one["kind"], one["id"],
-                                                  json.dumps(one["before"])[:60], json.dumps(one["after"])))
+        before, after = (json.dumps(one[when], ensure_ascii=False)[:60] for when in ("before", "after"))
+        run.out.line("  %-21s %s %r: %s -> %s" % (one["table"], one["kind"], one["id"], before, after))
 
 
 def run_phases(run: Run) -> None:
@@ -2327,7 +2385,7 @@ def show_checks(run: Run, checks: List[Check]) -> List[str]:
         run.out.line("  ok           " + ", ".join(plain))
     for check in checks:
         if check.faults or check.note:
-            run.out.line("  %-12s %s  %s" % (check.name, "FAULT" if check.faults else "ok", check.note))
+            run.out.line("  %-12s %s" % (check.name, "FAULT" if check.faults else "ok  " + check.note))
         for fault in check.faults:
             run.out.line("      %s" % fault)
     run.report["verification"] = [check._asdict() for check in checks]
@@ -2347,7 +2405,7 @@ def summary(run: Run, seconds: float) -> None:
     options, out, backup = run.options, run.out, run.report["backup"]
     run.report["status"] = "rehearsed" if options.dry_run else "done"
     out.title("Summary")
-    filled, corrected = (sum(counts) for counts in zip(*run.counts.values()))
+    filled, corrected = (sum(counts[which] for counts in run.to_backfill().values()) for which in (0, 1))
     out.line("  {} tables recreated, {:,} rows copied and proven, {} roots backfilled, {} corrected, {:.1f} s".format(
         len(run.edited), sum(run.rows[name] for name in run.edited), filled, corrected, seconds))
     if options.dry_run:
@@ -2361,12 +2419,13 @@ def summary(run: Run, seconds: float) -> None:
             out.line("  rows in migration_quarantine: the README says how to put them back")
         if backup:
             out.line("  backup  %s" % backup)
-            undo = ["python", sys.argv[0], options.path, "--restore", backup]
+            undo = [sys.executable, os.path.abspath(sys.argv[0]), options.path, "--restore", backup]
             out.line("  undo    " + (subprocess.list2cmdline(undo) if os.name == "nt" else shlex.join(undo)))
         out.line("  next    start the app; run with --verify now and then")
         rest = "" if options.phases == PHASES else (
             " as far as %s; --verify asks for the rest, which a run without --phases does" % ",".join(options.phases))
-        out.write("Done: %s is migrated%s." % (options.path, rest))
+        out.write("Done: %s is migrated%s%s." % (
+            options.path, rest, "; backup " + backup if backup and options.quiet else ""))
 
 
 def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
@@ -2375,17 +2434,27 @@ def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, 
     with reading(options.path, options, out) as db:
         run = Run(db, options, out, report)
         run.schema = read_schema(db)
+        if not db.all("SELECT 1 FROM main.sqlite_master WHERE name = 'migration_log' OR name GLOB 'trg_goals_*'"):
+            return say_fault(report, "%s is not migrated, never or no longer; to migrate it, run without --verify"
+                             % options.path)
         skipped, report["broken_triggers"], before = last_log(db)
         options.skip_constraint = [name for name in CONSTRAINTS if name in options.skip_constraint + skipped]
         out.title("Verify %s" % options.path)
         faults = show_checks(run, verify(run, before, True))
         if faults:
-            report["status"] = "fault"
-            out.write("Fault: %s%s. If %s was never migrated, run without --verify; else see the README's runbook." % (
-                "; ".join(faults[:5]), "; and %d more" % len(faults[5:]) if faults[5:] else "", options.path))
-            return 1
-        out.write("Done: %s is fully migrated and consistent." % options.path)
+            more = ["and %d more" % len(faults[5:])] if faults[5:] else []
+            return say_fault(report, "; ".join(
+                faults[:5] + more + ["a run without --verify puts schema and roots right, the README tells the rest"]))
+        left_out = ", ".join(options.skip_constraint)
+        out.write("Done: %s is %s." % (options.path, "migrated and consistent, without " + left_out if left_out
+                                       else "fully migrated and consistent"))
     return 0
+
+
+def say_fault(report: Dict[str, Any], text: str) -> int:
+    report.update(status="fault", message=text)
+    complain("Fault: " + text)
+    return 1
 
 
 def last_log(db: Database) -> Tuple[List[str], List[str], Optional[Dict[str, int]]]:
@@ -2425,16 +2494,17 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="migrate_database_improvements.py", allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [DATABASE] [--dry-run | --output FILE | --verify | --restore BACKUP] [options]",
+        usage="%(prog)s [DATABASE] [options]\n"
+              "         [--dry-run | --output FILE | --verify | --restore BACKUP]",
         description="Migrate the Fractal Goals database in one transaction: root_id, constraints, indexes.",
         epilog="""examples:
   %(prog)s --dry-run goals.db          rehearse; goals.db stays as it is
   %(prog)s goals.db                    migrate, with a backup beside it
   %(prog)s goals.db --restore goals.db.backup-20260101T155103Z
 
-exit status: 0 done, or nothing to do; 1 failed and rolled back, or --verify found a
+exit status: 0 done, nothing to do, or not confirmed; 1 failed and rolled back, or --verify found a
 fault; 2 wrong usage or no such database; 3 the data needs a decision; 4 locked;
-130 (Ctrl-C), 143 (SIGTERM) interrupted and rolled back""")
+130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP) interrupted and rolled back""")
     parser.add_argument("database", nargs="?", metavar="DATABASE", help="default: $DATABASE_PATH, else goals.db here")
     mode = parser.add_argument_group("what to do (default: migrate)").add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="the real thing on a private snapshot, rolled back")
@@ -2463,6 +2533,8 @@ fault; 2 wrong usage or no such database; 3 the data needs a decision; 4 locked;
 
 def find_database(options: argparse.Namespace, out: Output) -> str:
     """The real path of the database that is meant."""
+    if options.database == "":
+        raise Stop("DATABASE is an empty name", 2, "name one, or leave it out")
     path = options.database or os.environ.get("DATABASE_PATH") or "goals.db"
     sample = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "sample.db")
     if options.dry_run and not options.database and not os.path.exists(path) and os.path.exists(sample):
@@ -2475,16 +2547,20 @@ def find_database(options: argparse.Namespace, out: Output) -> str:
 def check_targets(options: argparse.Namespace) -> None:
     """Raise Stop where a file to be written has no place, or is also another file of the run."""
     taken = {options.path + end: "DATABASE" for end in ("", "-wal", "-shm", "-journal")}
-    for flag, path in (("--restore", options.restore), ("--backup", options.backup), ("--output", options.output),
-                       ("--report", options.report), ("--sql", options.sql)):
-        if not path or (flag == "--report" and path == "-"):
+    for flag in ("--restore", "--backup", "--output", "--report", "--sql"):
+        path = getattr(options, flag[2:])
+        if path is None or (flag == "--report" and path == "-"):
             continue
+        if path in ("", "-"):
+            raise Stop("%s '%s' names no file" % (flag, path), 2, "name one")
         real = os.path.realpath(path)
         if real in taken:
             raise Stop("%s %s: that is %s" % (flag, path, taken[real]), 2, "name another file")
         taken[real] = flag
         if os.path.isdir(real) or not os.path.isdir(os.path.dirname(real)):
             raise Stop("%s %s: no such place for a file" % (flag, path), 2, "name a file in an existing folder")
+        if flag != "--restore" and not os.access(real if os.path.exists(real) else os.path.dirname(real), os.W_OK):
+            raise Stop("%s %s: no permission to write there" % (flag, path), 2, "name another place")
         if flag in ("--backup", "--output") and os.path.lexists(path):
             raise Stop("%s %s exists already" % (flag, path), 2, "name a new file")
         if flag in ("--report", "--sql") and os.path.isfile(real):
@@ -2532,8 +2608,10 @@ def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -
     """Do what the options say; raises Stop with the exit status otherwise."""
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise Stop("SQLite %s is too old" % sqlite3.sqlite_version, 2, "needs 3.28 or newer")
-    if (options.verify or options.restore) and (options.repair or options.sql) or options.output and options.backup:
-        raise Stop("these flags don't go together", 2, "see --help")
+    for one, others in (("verify", ("repair", "sql")), ("restore", ("repair", "sql")), ("output", ("backup",))):
+        for other in others:
+            if getattr(options, one) and getattr(options, other):
+                raise Stop("--%s and --%s don't go together" % (one, other), 2, "see --help")
     options.path = find_database(options, out)
     if re.search(r"\.backup-\d{8}T\d{6}Z", options.path) and not (options.dry_run or options.output or options.verify):
         raise Stop("%s is a backup" % options.path, 2, "name the database, or a copy of the backup")
@@ -2552,7 +2630,8 @@ def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -
     return status
 
 
-STATUSES = {0: "cancelled", 2: "usage", 3: "decision", 4: "locked", 130: "interrupted", 143: "interrupted"}
+STATUSES = {0: "cancelled", 2: "usage", 3: "decision", 4: "locked",
+            129: "interrupted", 130: "interrupted", 143: "interrupted"}
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -2603,7 +2682,7 @@ def finish_report(options: argparse.Namespace, report: Dict[str, Any]) -> None:
         if options.report == "-":
             sys.stdout.write(text)
             sys.stdout.flush()
-        elif options.report and options.report_allowed:
+        elif options.report and options.report_allowed and report["status"] != "cancelled":
             write_file(options.report, text)
     except (AttributeError, OSError, ValueError) as error:
         complain("warning: the report could not be written: %s" % error)

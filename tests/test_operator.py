@@ -57,15 +57,22 @@ def test_readme_names_every_constraint_flag_and_index_count():
 
 def test_quarantined_rows_go_back_exactly_as_the_readme_shows(database, tmp_path):
     script(database, "INSERT INTO metric_definitions (id, activity_id, name, unit, is_active) "
-           "VALUES ('m1', 'nowhere', x'00ff', 'a' || char(0) || 'b', 2.5)")
+           "VALUES ('m1', 'nowhere', x'00ff', 'a' || char(0) || 'b', 2.5)",
+           "INSERT INTO session_templates (id, root_id, name) VALUES ('THE-ROW', '', 'lost')",
+           "INSERT INTO activity_groups (id, root_id, name) VALUES ('g1', '', 'lost')")
     before = content(database)["metric_definitions"][20]
     run(database, "--yes", "--no-backup", "--repair")
-    script(database, "INSERT INTO activity_definitions (id, root_id, name) VALUES ('nowhere', 'goal-0-00', 'again')")
+    script(database, "INSERT INTO activity_definitions (id, root_id, name) VALUES ('nowhere', 'goal-0-00', 'again')",
+           "INSERT INTO activity_groups (id, root_id, name) VALUES ('new', 'goal-0-00', 'takes the rowid')")
+    for identity in ("THE-ROW", "g1"):
+        root = re.search(r'"(UPDATE migration_quarantine .*?)"`', README).group(1)
+        script(database, root.replace("THE-GOAL", "goal-0-00").replace("THE-ROW", identity))
     code = re.search(r"```python\n(import json.*?)```", README, re.S).group(1)
     subprocess.run([sys.executable, "-c", code, database], check=True)
     after = content(database)["metric_definitions"][20]
     assert {column: after[column] for column in before} == before
     assert query(database, "SELECT count(*) FROM migration_quarantine") == [(0,)]
+    assert query(database, "SELECT root_id FROM activity_groups WHERE id = 'g1'") == [("goal-0-00",)]
     run(database, "--verify")
 
 

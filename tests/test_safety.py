@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -526,3 +527,104 @@ def test_in_wal_mode_a_reader_reads_the_old_state_throughout_and_blocks_nothing(
     reader.execute("ROLLBACK")
     assert reader.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE 'uq_%'").fetchone() == (5,)
     reader.close()
+
+
+def test_a_restore_is_whole_wherever_a_signal_comes(migrated, tmp_path, monkeypatch):
+    """At each moment that the script looks for signals, and once the copy is complete: all of it or nothing."""
+    import migrate_database_improvements as product
+    backup = str(tmp_path / "kept.db")
+    shutil.copy(migrated, backup)
+    script(migrated, "UPDATE goals SET description = 'since'")
+    now, then, check = content(migrated), content(backup), product.check_interrupt
+    for moment in range(1, 200):
+        calls = []
+
+        def interrupt(calls=calls, moment=moment):
+            calls.append(1)
+            if len(calls) == moment:
+                product.SIGNALS.append(signal.SIGINT)
+            check()
+
+        monkeypatch.setattr(product, "check_interrupt", interrupt)
+        status = product.main([migrated, "--restore", backup, "--yes", "-q"])
+        monkeypatch.setattr(product, "check_interrupt", check)
+        kept = [name for name in os.listdir(str(tmp_path)) if ".replaced-" in name]
+        if status:
+            assert status == 130 and content(migrated) == now and not kept
+        else:
+            assert content(migrated) == then and content(tmp_path / kept[0]) == now
+            shutil.copy(str(tmp_path / kept[0]), migrated)
+            os.unlink(str(tmp_path / kept[0]))
+        if len(calls) < moment:
+            break
+    assert 20 < moment < 199
+
+
+@pytest.mark.parametrize("arguments", [
+    ["", "--yes"], ["goals.db", "--restore", "", "--yes"], ["goals.db", "--output", "", "--yes"],
+    ["goals.db", "--backup", "", "--yes"], ["goals.db", "--yes", "--report", ""], ["goals.db", "--yes", "--sql", "-"]])
+def test_an_empty_argument_is_no_argument_left_out(database, arguments):
+    before = digest(database)
+    run(*arguments, cwd=os.path.dirname(database), status=2)
+    assert digest(database) == before and os.listdir(os.path.dirname(database)) == ["goals.db"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_a_lost_connection_rolls_back_and_nohup_goes_on(tmp_path):
+    path = build(tmp_path / "goals.db", instances=3000)
+    before = digest(path)
+    for ignored in (False, True):
+        process = subprocess.Popen([sys.executable, str(SCRIPT), path, "--yes", "--no-backup"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment(),
+                                   preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL))
+        while b"[2/5]" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGHUP)
+        process.communicate()
+        assert process.returncode == (0 if ignored else 129)
+        assert (digest(path) == before) != ignored and os.listdir(str(tmp_path)) == ["goals.db"]
+
+
+def test_a_disk_that_fails_half_way_leaves_no_journal_to_trip_over(tmp_path):
+    path = build(tmp_path / "goals.db", instances=40000)
+    before, size = digest(path), os.path.getsize(path)
+    said = run(path, "--yes", "--no-backup", status=1, preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (size * 3 // 2, size * 3 // 2))).stderr
+    assert "nothing was changed" in said
+    assert digest(path) == before and os.listdir(str(tmp_path)) == ["goals.db"]
+
+
+def test_verify_of_what_is_not_migrated_says_just_that(database):
+    done = run(database, "--verify", status=1)
+    assert done.stdout == "" and "is not migrated" in done.stderr
+
+
+def test_a_loss_can_be_accepted_as_the_readme_shows_and_the_next_is_found(migrated):
+    readme = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+    accept = re.search(r'"(UPDATE migration_log SET report = json_set.*?)"`', readme).group(1).replace('\\"', '"')
+    column = "metric_values.activity_instance_id"
+    script(migrated, "DELETE FROM activity_instances WHERE id = 'instance-00001'")
+    said = run(migrated, "--verify", status=1).stderr
+    count, more, query_ = re.search(column + r": (\d+) rows refer .*?, (\d+) more than before \((.*?)\)", said).groups()
+    assert len(query(migrated, query_)) == int(count) and int(more) > 0
+    script(migrated, accept.replace(", 3)", ", %s)" % count))
+    run(migrated, "--verify")
+    script(migrated, "DELETE FROM activity_instances WHERE id = 'instance-00002'")
+    assert column in run(migrated, "--verify", status=1).stderr
+
+
+def test_phases_left_out_are_not_counted_as_done(database):
+    said = run(database, "--yes", "--no-backup", "--phases", "columns").stdout
+    assert "backfilled" not in said.split("Summary")[0] and "0 roots backfilled, 0 corrected" in said
+    assert "as far as columns" in run(database, "--yes", "--no-backup", "--phases", "columns").stdout.splitlines()[-1]
+    run(database, "--yes", "--no-backup")
+    run(database, "--verify")
+
+
+def test_the_report_names_the_corrected_roots(database):
+    report = json.loads(run(database, "--yes", "--no-backup", "--report", "-").stdout)
+    done, = [phase["done"]["goals"] for phase in report["phases"] if phase["phase"] == "backfill"]
+    assert len(done["corrections"]) == done["corrected"] > 0
+    for one in done["corrections"]:
+        assert query(database, "SELECT root_id FROM goals WHERE id = ?", one["id"]) == [(one["after"],)]
+        assert one["before"] != one["after"]
