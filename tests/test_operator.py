@@ -65,7 +65,7 @@ def test_quarantined_rows_go_back_exactly_as_the_readme_shows(database, tmp_path
     script(database, "INSERT INTO activity_definitions (id, root_id, name) VALUES ('nowhere', 'goal-0-00', 'again')",
            "INSERT INTO activity_groups (id, root_id, name) VALUES ('new', 'goal-0-00', 'takes the rowid')")
     for identity in ("THE-ROW", "g1"):
-        root = re.search(r'"(UPDATE migration_quarantine .*?)"`', README).group(1)
+        root = re.search(r'"(UPDATE migration_quarantine .*?)"\n', README).group(1)
         script(database, root.replace("THE-GOAL", "goal-0-00").replace("THE-ROW", identity))
     code = re.search(r"```python\n(import json.*?)```", README, re.S).group(1)
     subprocess.run([sys.executable, "-c", code, database], check=True)

@@ -601,7 +601,7 @@ def test_verify_of_what_is_not_migrated_says_just_that(database):
 
 def test_a_loss_can_be_accepted_as_the_readme_shows_and_the_next_is_found(migrated):
     readme = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
-    accept = re.search(r'"(UPDATE migration_log SET report = json_set.*?)"`', readme).group(1).replace('\\"', '"')
+    accept = re.search(r'"(UPDATE migration_log SET report = json_set.*?)"\n', readme, re.S).group(1).replace('\\"', '"')
     column = "metric_values.activity_instance_id"
     script(migrated, "DELETE FROM activity_instances WHERE id = 'instance-00001'")
     said = run(migrated, "--verify", status=1).stderr
