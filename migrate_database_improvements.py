@@ -456,6 +456,9 @@ def read_schema(db: "Database") -> Dict[str, Table]:
                 schema[name] = table
             if table and name in TABLES:
                 check_shape(db, table, name)
+            if name == "sessions" in schema and schema[name].has("id") and db.all(
+                    "SELECT 1 FROM main.sessions GROUP BY id HAVING count(*) > 1 LIMIT 1"):
+                raise Stop("an id occurs twice")
             if (name == "practice_session_goals" in schema and not link_columns(schema)
                     and db.all("SELECT 1 FROM main.%s LIMIT 1" % quote(name))):
                 raise Stop("no telling which of its columns name a session and a goal")
@@ -465,9 +468,14 @@ def read_schema(db: "Database") -> Dict[str, Table]:
                        advice="give it a shape that the README's section on limits allows") from None
     for name, table in schema.items():
         kind = table.columns["root_id"].type.upper() if name in TABLES and table.has("root_id") else "TEXT"
-        if is_numeric(kind) and (table.strict or not is_numeric(schema["goals"].columns["id"].type)):
+        if is_numeric(kind):
             raise Stop("table %s can't be migrated: its root_id %s would turn text into numbers" % (name, kind),
                        advice="declare it VARCHAR first")
+    if "INT" in schema["goals"].columns["id"].type.upper() or db.all(
+            "SELECT 1 FROM main.%s WHERE typeof(id) = 'integer' AND %d LIMIT 1" % (
+                schema["goals"].quoted, is_numeric(schema["goals"].columns["id"].type))):
+        raise Stop("table goals can't be migrated: its ids are numbers, a root_id is text",
+                   advice="make them text, in all references as well")
     return schema
 
 
@@ -497,9 +505,9 @@ def declaration(name: str, column: str, table: Table) -> str:
     """What ALTER TABLE ADD COLUMN can say of a target column now; edit_table says the rest later.
 
     ALTER refuses CURRENT_TIMESTAMP (https://sqlite.org/lang_altertable.html), so the place is
-    kept by DEFAULT (NULL), which nobody else writes.
+    kept by DEFAULT (+NULL), which nobody else writes.
     """
-    text = re.sub("NOT NULL(?! ON CONFLICT)", "", TABLES[name][column].replace("CURRENT_TIMESTAMP", "(NULL)"))
+    text = re.sub("NOT NULL(?! ON CONFLICT)", "", TABLES[name][column].replace("CURRENT_TIMESTAMP", "(+NULL)"))
     first, _, rest = text.partition(" ")
     return "%s %s %s" % (quote(column), STRICT_TYPES.get(first, first) if table.strict else first, rest)
 
@@ -522,7 +530,7 @@ def edit_table(name: str, table: Table, skip: Sequence[str]) -> Optional[str]:
     sql = table.sql
     for start, end, text in sorted(edits, reverse=True):
         before = sql[:start] if text or sql[end] not in " ,)\n" else sql[:start].rstrip(" ")
-        sql = before + text + sql[end:]
+        sql = before + text + (" " if text and sql[end] not in " \t\r\n,)" else "") + sql[end:]
     return None if same_sql(sql, table.sql) else sql[body.name_end:]
 
 
@@ -573,7 +581,7 @@ def edit_column(name: str, item: List[Token], keys: List[Tuple[str, List[Token]]
         dropped = [c for c in clauses if clause_kind(c) in ("NOT", "NULL", "DEFAULT")]
         added.append(wanted.partition(" ")[2])
     elif "CURRENT_TIMESTAMP" in wanted:
-        dropped = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "(", "NULL", ")"]]
+        dropped = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "(", "+", "NULL", ")"]]
         added += ["DEFAULT CURRENT_TIMESTAMP"] * len(dropped)
     if column == "root_id" or (name, column) in MUST_REFERENCE:
         parent, action = reference.partition("(")[0], reference.partition(" ON DELETE ")[2]
@@ -1292,7 +1300,7 @@ class Run:
         self.count()
         self.check_preconditions()
         self.check_names()
-        self.report["broken_triggers"] = broken_triggers(db, self.schema)
+        self.report["not_compiling_before"] = sorted({reason for _, _, reason in not_compiling(db)})
         stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
         self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
 
@@ -1311,6 +1319,11 @@ class Run:
             found = count_true(self.db, "temp.root_" + name, tests)
             self.counts[name] = (found.pop("filled", 0), found.pop("corrected", 0))
             self.before.update(found)
+            lost = {"%s.%s" % (name, column): quote(column) + " IS NOT NULL"
+                    for column, parent in ROOT_SOURCES.get(name, []) + OTHER_REFERENCES.get(name, [])
+                    if parent in TABLES and parent not in self.schema and self.schema[name].has(column)}
+            if lost:  # to a table that is yet to be created
+                self.before.update(count_true(self.db, "main." + self.schema[name].quoted, lost))
         self.rows = {name: self.db.value("SELECT count(*) FROM main." + table.quoted)
                      for name, table in self.schema.items() if name in TABLES}
 
@@ -1504,7 +1517,8 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
     differs = " OR ".join("n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items())
     copied = 0
     for where in key_ranges(db, table, old):
-        copied += db.run("INSERT INTO main.%s (%s) SELECT %s %s WHERE %s" % (
+        # ABORT, that no conflict clause of the table may drop a row in silence.
+        copied += db.run("INSERT OR ABORT INTO main.%s (%s) SELECT %s %s WHERE %s" % (
             new, ", ".join(names), ", ".join((["o." + key] if table.rowid else []) + list(values.values())),
             source, where))
         lost = db.value("SELECT count(*) %s LEFT JOIN main.%s n ON n.%s = o.%s WHERE %s AND (n.%s IS NULL OR %s)" % (
@@ -1619,34 +1633,61 @@ def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List
     return {fault: found[fault] for fault in found if found[fault][0]}
 
 
+def damage(db: Database, check: str = "quick_check") -> str:
+    """What quick_check or integrity_check says of the file's structure; '' if nothing.
+
+    That a value breaks its column's declaration is no damage, and SQLite 3.40 says it of sound ones
+    (of tables WITHOUT ROWID, of columns that ALTER TABLE added).
+    """
+    said = [row[0] for row in db.all("PRAGMA main." + check)]
+    return "; ".join([text for text in said if text != "ok" and not re.match(
+        r"(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in ", text)][:3])
+
+
 def sound(db: Database, recreated: Sequence[str]) -> str:
-    """What quick_check says, and integrity_check for the tables that no rebuild has renewed; 'ok' if nothing.
+    """What quick_check says, and integrity_check for the tables that no rebuild has renewed; '' if nothing.
 
     Per table since SQLite 3.33 (https://sqlite.org/pragma.html#pragma_integrity_check).
     """
-    said = [row[0] for row in db.all("PRAGMA main.quick_check(3)")]
     names = [row[0] for row in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0 "
                                       "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")]
     others = [name for name in names if name.lower() not in recreated]
-    if said == ["ok"] and others:
-        checks = (["PRAGMA main.integrity_check(%s)" % quote(name) for name in others]
-                  if sqlite3.sqlite_version_info >= (3, 33) else ["PRAGMA main.integrity_check(3)"])
-        said = [row[0] for check in checks for row in db.all(check) if row[0] != "ok"] or ["ok"]
-    return "; ".join(said)
+    checks = ["quick_check"] + (["integrity_check(%s)" % quote(name) for name in others]
+                                if sqlite3.sqlite_version_info >= (3, 33) else ["integrity_check"] * bool(others))
+    return next(filter(None, (damage(db, check) for check in checks)), "")
 
 
-def broken_triggers(db: Database, schema: Dict[str, Table]) -> List[str]:
-    """Statements on a table that SQLite can't compile, with the triggers that they fire."""
-    faults = []
-    for table in schema.values():
-        columns = [quote(c.name) for c in table.columns.values() if not c.generated]
-        for sql in ("INSERT INTO {0} DEFAULT VALUES", "UPDATE {0} SET {1}", "DELETE FROM {0}"):
+def not_compiling(db: Database) -> List[Tuple[str, str, str]]:
+    """Views, and statements on tables with the triggers that they fire, that SQLite can't compile: verb, name, why."""
+    found = []
+    for kind, name in db.all("SELECT type, name FROM main.sqlite_master WHERE type = 'view' OR (type = 'table' "
+                             "AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\')"):
+        table = "main." + quote(name)
+        statements = {"SELECT": "SELECT * FROM " + table}
+        if kind == "table":
+            columns = [quote(row[1]) for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(name)) if not row[6]]
+            same = ", ".join("%s = %s" % (column, column) for column in columns)
+            statements = {"INSERT": "INSERT INTO %s DEFAULT VALUES" % table, "DELETE": "DELETE FROM " + table,
+                          "UPDATE": "UPDATE %s SET %s" % (table, same)}
+        for verb, sql in statements.items():
             try:
-                db.all("EXPLAIN " + sql.format(table.quoted, ", ".join("%s = %s" % (c, c) for c in columns)))
+                db.all("EXPLAIN " + sql)
             except sqlite3.OperationalError as error:
-                if "no such function" not in str(error):  # the app may bring its own
-                    faults.append("%s %s: %s" % (sql.split()[0], table.name, error))
-    return faults
+                if not re.match("no such (function|module|collation)", str(error)):  # the app may bring its own
+                    found.append((verb, name, str(error)))
+    return found
+
+
+def newly_broken(db: Database, before: Sequence[str]) -> List[str]:
+    """What does not compile for a reason that was none before; with the triggers of its table, one of which it is."""
+    found = []
+    for verb, name, reason in not_compiling(db):
+        triggers = [row[0] for row in db.all("SELECT name FROM main.sqlite_master WHERE type = 'trigger' "
+                                             "AND name NOT GLOB 'trg_*' AND tbl_name = " + literal(name))]
+        if reason not in before:
+            found.append("%s %s does not compile any more: %s%s" % (
+                verb, name, reason, ", in one of the triggers " + ", ".join(triggers) if triggers else ""))
+    return found
 
 
 class Check(NamedTuple):
@@ -1667,9 +1708,9 @@ def schema_faults(run: Run) -> Iterator[Check]:
             for name in incomplete], "left out on purpose: " + ", ".join(skip) if skip else "")
     yield Check("indexes", ["index %s is missing or differs" % name for name in run.to_index()], "")
     if "backfill" in options.phases:
-        broken = run.report["broken_triggers"]
+        broken = run.report["not_compiling_before"]
         yield Check("triggers", ["trigger %s is missing or differs" % name for name in run.to_trigger()]
-                    + [text for text in broken_triggers(run.db, schema) if text not in broken], "; ".join(broken))
+                    + newly_broken(run.db, broken), "; ".join(broken))
 
 
 def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List[Check]:
@@ -1685,7 +1726,7 @@ def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List
                                      for name, count in after.items() if count != run.rows[name]], "counts as before"
                             + (", less %d in migration_quarantine" % quarantined if quarantined else "")))
     said = sound(db, [] if standalone else [run.schema[name].name.lower() for name in run.edited])
-    checks.append(Check("integrity", [] if said == "ok" else [said], ""))
+    checks.append(Check("integrity", [said] if said else [], ""))
     if "indexes" in run.options.phases and not any(check.faults for check in checks):
         checks.append(query_check(db))
     return checks
@@ -1932,7 +1973,7 @@ def copy_checked(source: Database, target: str, out: "Output", label: str) -> No
 
 
 def check_equal(copy: Database, source: Database) -> None:
-    if copy.all("PRAGMA quick_check(1)") != [("ok",)] or row_counts(copy) != row_counts(source):
+    if damage(copy) or row_counts(copy) != row_counts(source):
         raise Stop("%s does not equal %s" % (copy.path, source.path), advice="look at the disk and run again")
 
 
@@ -1957,9 +1998,9 @@ def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) 
     if os.path.exists(path) and os.path.samefile(path, backup):
         raise Stop("the backup and the database are one file", 2, "name the backup")
     with reading(backup, options, out) as source:
-        said = source.all("PRAGMA quick_check(1)")
-        if said != [("ok",)]:
-            raise Stop("%s is damaged: %s" % (backup, said[0][0]), advice="choose another backup")
+        said = damage(source)
+        if said:
+            raise Stop("%s is damaged: %s" % (backup, said), advice="choose another backup")
         read_schema(source)
         usable = os.path.exists(path) and readable(path, options.timeout)
         out.line("Restore %s (%s, %d goals) in place of %s (%s)" % (
@@ -2158,7 +2199,9 @@ def script_text(run: Run, source: str) -> str:
                   VERSION, sqlite3.sqlite_version, run.report["started"]),
               "-- from %s. It fits an unmigrated copy of that database and no other." % " ".join(source.split()),
               ".bail on", "PRAGMA foreign_keys = OFF;", "PRAGMA legacy_alter_table = ON;", "BEGIN IMMEDIATE;"]
-    return "\n".join(header + [sql.strip() + ";" for sql in run.db.script] + ["COMMIT;", ""])
+    # A semicolon after a comment would be part of it.
+    ended = [sql.strip() + ("\n;" if "--" in sql.strip().rpartition("\n")[2] else ";") for sql in run.db.script]
+    return "\n".join(header + ended + ["COMMIT;", ""])
 
 
 def write_file(path: str, text: str) -> None:
@@ -2244,7 +2287,7 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
         mode = db.value("PRAGMA main.journal_mode")
         report["database"].update(journal_mode=mode, page_size=db.value("PRAGMA main.page_size"))
         said = sound(db, list(TABLES))
-        if said != "ok":
+        if said:
             raise Stop("%s is damaged: %s" % (options.path, said),
                        advice="restore a backup of it, or see sqlite3's .recover")
         run.survey()
@@ -2253,7 +2296,7 @@ def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path:
         out.line("  script %s, Python %s, SQLite %s" % (VERSION, platform.python_version(), sqlite3.sqlite_version))
         if run.nothing_to_do():
             said = sound(db, [])  # nothing is rebuilt, so nothing renews a damaged index
-            if said != "ok":
+            if said:
                 raise Stop("%s is damaged: %s" % (options.path, said), advice="try REINDEX in the sqlite3 shell")
             return say_nothing_to_do(options, out, report)
         show_plan(run, space, backup)
@@ -2374,7 +2417,8 @@ def verify_run(run: Run) -> Dict[str, Any]:
     """[5/5] Verify what the phases before have made; raises Stop for a fault."""
     faults = show_checks(run, verify(run, run.before, False))
     if faults:
-        raise Stop("verification found a fault: " + "; ".join(faults), advice="please report this")
+        raise Stop("verification found a fault: " + "; ".join(faults),
+                   advice="change the view or trigger that it names, if any, else please report this")
     return {"checks": run.report["verification"]}
 
 
@@ -2437,7 +2481,7 @@ def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, 
         if not db.all("SELECT 1 FROM main.sqlite_master WHERE name = 'migration_log' OR name GLOB 'trg_goals_*'"):
             return say_fault(report, "%s is not migrated, never or no longer; to migrate it, run without --verify"
                              % options.path)
-        skipped, report["broken_triggers"], before = last_log(db)
+        skipped, report["not_compiling_before"], before = last_log(db)
         options.skip_constraint = [name for name in CONSTRAINTS if name in options.skip_constraint + skipped]
         out.title("Verify %s" % options.path)
         faults = show_checks(run, verify(run, before, True))
@@ -2462,7 +2506,7 @@ def last_log(db: Database) -> Tuple[List[str], List[str], Optional[Dict[str, int
     try:
         logged = json.loads(db.value("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1"))
         missing = logged.get("references_to_missing_rows")
-        return (list(logged["options"]["skip_constraint"]), list(map(str, logged["broken_triggers"])),
+        return (list(logged["options"]["skip_constraint"]), list(map(str, logged["not_compiling_before"])),
                 missing if isinstance(missing, dict) else None)
     except (sqlite3.OperationalError, LookupError, ValueError, TypeError, AttributeError):
         return [], [], None
@@ -2582,8 +2626,11 @@ def explain(error: BaseException) -> Stop:
     full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     if full or "disk is full" in text or "disk I/O error" in text:
         return Stop("the disk is full, over quota or failing: %s" % text, 1, "make room, look at the disk, run again")
+    if isinstance(error, UnicodeEncodeError):
+        return Stop("a CREATE statement of the schema holds bytes that are not UTF-8, perhaps in a comment", 1,
+                    "write it anew in UTF-8, and run again")
     if isinstance(error, sqlite3.IntegrityError):
-        return Stop("the database has a constraint of its own that the migrated rows would break: %s" % text, 3,
+        return Stop("a constraint that the database had would be broken by right roots or names: %s" % text, 3,
                     "change those rows or that constraint, and run again")
     if "not a database" in text or "malformed" in text or "corrupt" in text:
         return Stop("the database is damaged or encrypted: %s" % text, 1,
@@ -2600,7 +2647,7 @@ def new_report(options: argparse.Namespace) -> Dict[str, Any]:
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
             "versions": {"script": VERSION, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version},
             "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
-            "references_to_missing_rows": {}, "crossing_fractals": {}, "broken_triggers": [],
+            "references_to_missing_rows": {}, "crossing_fractals": {}, "not_compiling_before": [],
             "backup": None, "kept_aside": None}
 
 

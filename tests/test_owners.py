@@ -1,4 +1,7 @@
 """What owners of databases have added, and how it gets on with the migration."""
+import re
+import sqlite3
+
 import pytest
 from databases import build
 from helpers import digest, query, run, script
@@ -141,3 +144,85 @@ def test_a_time_that_a_check_can_never_hold_needs_a_decision(database):
     assert "chk_goals_deadline_after_creation" in run(database, "--dry-run", status=3).stdout
     run(database, "--yes", "--no-backup", "--skip-constraint", "chk_goals_deadline_after_creation")
 
+
+
+def test_integer_ids_are_refused(tmp_path):
+    path = build(tmp_path / "goals.db", instances=1)
+    script(path, "PRAGMA writable_schema = ON",
+           "UPDATE sqlite_master SET sql = replace(sql, 'id VARCHAR PRIMARY KEY', 'id INTEGER UNIQUE') WHERE name = 'goals'")
+    assert "its ids are numbers" in run(path, "--dry-run", status=1).stderr
+
+
+@pytest.mark.parametrize("table, column", [("activity_groups", "group_id"), ("split_definitions", "split_definition_id"),
+                                           ("metric_definitions", "metric_definition_id")])
+def test_references_to_a_table_that_is_missing_are_no_fault(tmp_path, table, column):
+    path = build(tmp_path / "goals.db", "development")
+    owner = "activity_definitions" if column == "group_id" else "metric_values"
+    script(path, "UPDATE %s SET %s = 'gone' WHERE rowid < 5" % (owner, column), "DROP TABLE " + table)
+    run(path, "--yes", "--no-backup")
+    run(path, "--verify")
+
+
+def test_a_value_that_breaks_its_declaration_is_no_damage(database):
+    """SQLite 3.40 says so of the first two even though they are sound; the third is really so."""
+    script(database, "CREATE TABLE settings (value TEXT NOT NULL, key TEXT PRIMARY KEY) WITHOUT ROWID",
+           "INSERT INTO settings VALUES ('v', 'k')",
+           "CREATE TABLE playlist (id)", "INSERT INTO playlist VALUES (1)", "ALTER TABLE playlist ADD COLUMN shown VARCHAR DEFAULT TRUE",
+           "CREATE TABLE notes (body)", "INSERT INTO notes VALUES (NULL)", "PRAGMA writable_schema = ON",
+           "UPDATE sqlite_master SET sql = 'CREATE TABLE notes (body NOT NULL)' WHERE name = 'notes'")
+    run(database, "--dry-run")
+    run(database, "--yes")
+    run(database, "--verify")
+
+
+@pytest.mark.parametrize("before, statement, named", [
+    ("CREATE TABLE archive AS SELECT * FROM metric_values WHERE 0", "CREATE TRIGGER keep AFTER DELETE ON metric_values BEGIN "
+     "INSERT INTO archive SELECT * FROM metric_values WHERE id = OLD.id; END", "keep"),
+    ("CREATE TABLE quick (id, name)", "CREATE TRIGGER quick_group AFTER INSERT ON quick BEGIN "
+     "INSERT INTO activity_groups VALUES (NEW.id, 'goal-0-00', NEW.name, NULL, NULL, 0); END", "quick_group"),
+    ("SELECT 1", "CREATE VIEW joined AS SELECT root_id, v.value FROM metric_values v JOIN activity_instances i "
+     "ON i.id = v.activity_instance_id JOIN goals g ON g.id = i.practice_session_id", "joined"),
+])
+def test_what_new_columns_would_break_is_named(database, before, statement, named):
+    script(database, before, statement)
+    kept = digest(database)
+    for flag in ("--dry-run", "--yes"):
+        assert re.search("does not compile any more.*" + named + "|" + named + " does not compile any more",
+                         run(database, flag, status=1).stderr)
+    assert digest(database) == kept
+
+
+def test_bytes_that_are_no_utf8_in_the_schema_are_told(database):
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_master SET sql = (SELECT 'CREATE TABLE activity_groups (/* ' || CAST(x'e9' AS TEXT) || ' */ ' || "
+                       "'id VARCHAR PRIMARY KEY, root_id VARCHAR, name VARCHAR, description VARCHAR, created_at DATETIME, "
+                       "sort_order INTEGER)') WHERE name = 'activity_groups'")
+    connection.commit()
+    connection.close()
+    assert "not UTF-8" in run(database, "--dry-run", status=1).stderr
+
+
+def test_ddl_without_spaces_keeps_its_meaning(tmp_path):
+    path = build(tmp_path / "goals.db", instances=1)
+    script(path, "DROP TABLE session_templates", "CREATE TABLE session_templates(id VARCHAR PRIMARY KEY,"
+           "root_id[VARCHAR]DEFAULT''CHECK(1)REFERENCES goals(id)DEFERRABLE INITIALLY DEFERRED,name VARCHAR)")
+    run(path, "--yes", "--no-backup")
+    run(path, "--verify")
+    assert "DEFERRABLE INITIALLY DEFERRED" in query(path, "SELECT sql FROM sqlite_master WHERE name = 'session_templates'")[0][0]
+
+
+def test_a_default_of_null_stays(database):
+    script(database, "ALTER TABLE activity_definitions ADD COLUMN updated_at DATETIME DEFAULT (NULL)")
+    run(database, "--yes", "--no-backup")
+    assert query(database, "SELECT dflt_value FROM pragma_table_info('activity_definitions') WHERE name = 'updated_at'") == [("NULL",)]
+
+
+def test_a_conflict_clause_of_the_owner_drops_no_row_in_silence(database):
+    script(database, "CREATE TABLE copy AS SELECT * FROM metric_definitions", "DROP TABLE metric_definitions",
+           "CREATE TABLE metric_definitions (id VARCHAR PRIMARY KEY, activity_id VARCHAR, name VARCHAR, root_id VARCHAR, "
+           "UNIQUE (root_id, name) ON CONFLICT REPLACE)",
+           "INSERT INTO metric_definitions SELECT id, activity_id, 'Metric', NULL FROM copy GROUP BY activity_id", "DROP TABLE copy")
+    before = digest(database)
+    assert "UNIQUE constraint failed" in run(database, "--yes", status=3).stderr
+    assert digest(database) == before

@@ -357,7 +357,7 @@ def test_the_sql_script_of_a_run_that_looked_again_replays(database, tmp_path, m
 
 REPORT_KEYS = {"status", "exit_code", "message", "started", "seconds", "database", "versions", "options", "phases",
                "decisions", "warnings", "repairs", "verification", "references_to_missing_rows",
-               "crossing_fractals", "broken_triggers", "backup", "kept_aside"}
+               "crossing_fractals", "not_compiling_before", "backup", "kept_aside"}
 
 
 def test_the_report_has_its_shape_on_success_failure_and_decision(database, tmp_path):
@@ -483,7 +483,7 @@ def test_a_script_that_can_not_be_written_rolls_back(database):
 
 @pytest.mark.parametrize("logged", [
     "{}", "[]", "null", "x", '{"options": {}}',
-    '{"options": {"skip_constraint": [[1]]}, "broken_triggers": [1], "references_to_missing_rows": [1]}'])
+    '{"options": {"skip_constraint": [[1]]}, "not_compiling_before": [1], "references_to_missing_rows": [1]}'])
 def test_an_odd_log_is_no_log(migrated, logged):
     script(migrated, ("INSERT INTO migration_log (run_at, script_version, sqlite_version, report) VALUES ('', '', '', ?)", (logged,)))
     run(migrated, "--verify")
