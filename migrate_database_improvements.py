@@ -614,9 +614,10 @@ def check_interrupt() -> None:
 @contextlib.contextmanager
 def on_signal(handler: Callable[[int, Any], Any]) -> Iterator[None]:
     """Have SIGINT, SIGTERM and SIGHUP call `handler`, then again what they called before."""
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, handler) for number in numbers
-              if signal.getsignal(number) is not signal.SIG_IGN}  # as nohup has it
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
