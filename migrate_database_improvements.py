@@ -1946,13 +1946,13 @@ def private_snapshot(path: str, timeout: float, out: "Output") -> Iterator[str]:
 def reading(path: str, options: argparse.Namespace, out: "Output") -> Iterator[Database]:
     """A connection that reads a database in one state and leaves no file beside it.
 
-    Where a crash, or a copy made by hand while in use, left a -wal or -journal, it reads a
-    snapshot, with the recovery that SQLite would make.
+    Of one in WAL mode that nobody has open, and where a crash, or a copy made by hand while in use, left a -wal
+    or -journal, it reads a snapshot, with the recovery that SQLite would make.
     """
-    open_elsewhere = os.path.exists(path + "-shm")
+    alone = not os.path.exists(path + "-shm")
     with contextlib.ExitStack() as stack:
-        mode = "ro&immutable=1" if is_wal(path) and not open_elsewhere else "ro"
-        if os.path.exists(path + "-journal") or (os.path.exists(path + "-wal") and not open_elsewhere):
+        mode = "ro"
+        if os.path.exists(path + "-journal") or (alone and (is_wal(path) or os.path.exists(path + "-wal"))):
             path, mode = stack.enter_context(private_snapshot(path, options.timeout, out)), "rw"
         db = stack.enter_context(Database(path, mode, options.timeout, out.statement))
         db.all("BEGIN")

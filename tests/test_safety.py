@@ -628,3 +628,15 @@ def test_the_report_names_the_corrected_roots(database):
     for one in done["corrections"]:
         assert query(database, "SELECT root_id FROM goals WHERE id = ?", one["id"]) == [(one["after"],)]
         assert one["before"] != one["after"]
+
+
+def test_verify_of_an_idle_wal_database_is_not_disturbed_by_a_writer(tmp_path):
+    path = build(tmp_path / "goals.db", journal="wal", instances=3000)
+    run(path, "--yes", "--no-backup")
+    for number in range(4):
+        verify = subprocess.Popen([sys.executable, str(SCRIPT), path, "--verify"], stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment())
+        time.sleep(0.15 + 0.05 * number)
+        script(path, *["INSERT INTO goals (id, type, name) VALUES ('g%d-%d', 'UltimateGoal', 'n')" % (number, n) for n in range(99)])
+        said = verify.communicate()[0]
+        assert verify.returncode == 0, said
