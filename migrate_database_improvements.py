@@ -1924,13 +1924,24 @@ def copy_files(path: str, target: str) -> bool:
         return [(s.st_mtime_ns, s.st_size, s.st_ino) if s else None for s in found]
 
     before = state()
-    for end, present in zip(("", "-wal", "-journal"), before):
-        if present:
-            check_interrupt()
-            shutil.copyfile(path + end, target + end)
-    with contextlib.closing(sqlite3.connect(target)) as copied:  # recovers what a crash left
-        copied.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    return before == state()
+    try:
+        for end, present in zip(("", "-wal", "-journal"), before):
+            if present:
+                check_interrupt()
+                os.close(os.open(target + end, os.O_CREAT | os.O_RDWR, 0o600))
+                shutil.copyfile(path + end, target + end)
+        with contextlib.closing(sqlite3.connect(target)) as copied:  # recovers what a crash left
+            copied.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    except (FileNotFoundError, sqlite3.DatabaseError):
+        if before == state():
+            raise
+    if before == state():
+        return True
+    for end in ("-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target + end)
+    os.truncate(target, 0)
+    return False
 
 
 @contextlib.contextmanager

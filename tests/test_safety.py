@@ -601,13 +601,13 @@ def test_verify_of_what_is_not_migrated_says_just_that(database):
 
 def test_a_loss_can_be_accepted_as_the_readme_shows_and_the_next_is_found(migrated):
     readme = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
-    accept = re.search(r'"(UPDATE migration_log SET report = json_set.*?)"\n', readme, re.S).group(1).replace('\\"', '"')
+    accept = re.search(r'"(UPDATE migration_log SET report = json_patch.*?)"\n', readme, re.S).group(1).replace('\\"', '"')
     column = "metric_values.activity_instance_id"
     script(migrated, "DELETE FROM activity_instances WHERE id = 'instance-00001'")
     said = run(migrated, "--verify", status=1).stderr
     count, more, query_ = re.search(column + r": (\d+) rows refer .*?, (\d+) more than before \((.*?)\)", said).groups()
     assert len(query(migrated, query_)) == int(count) and int(more) > 0
-    script(migrated, accept.replace(", 3)", ", %s)" % count))
+    script(migrated, accept.replace(": 3}", ": %s}" % count))
     run(migrated, "--verify")
     script(migrated, "DELETE FROM activity_instances WHERE id = 'instance-00002'")
     assert column in run(migrated, "--verify", status=1).stderr
