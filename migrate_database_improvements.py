@@ -866,7 +866,8 @@ def derived_goal(schema: Dict[str, Table], row: str) -> str:
     stored = "NULLIF({row}.root_id, '')"
     links = link_columns(schema)
     if links:
-        roots = "SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {{row}}.id".format(*links)
+        roots = ("SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {{row}}.id "
+                 "AND l.id <> {{row}}.id").format(*links)
         stored = "COALESCE(CASE WHEN {row}.root_id IN (%s) THEN {row}.root_id END, (%s ORDER BY k.%s LIMIT 1), %s)" % (
             roots, roots, link_order(schema), stored)
     return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {row}.parent_id), CASE WHEN {row}.type = '{session}' "
@@ -924,9 +925,11 @@ def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     moved, gone = follow(schema, name, "NEW"), follow(schema, name, "OLD")
     if not moved:
         return []
+    # In our tables '' lasts no longer than the statement.
+    lasting = " AND NEW.root_id IS NOT ''" if name in TABLES else ""
     return [trigger("trg_%s_adopt" % name, "AFTER INSERT", table, "NEW.root_id <> ''", *moved),
             trigger("trg_%s_follow" % name, "AFTER UPDATE OF root_id", table,
-                    "NEW.root_id IS NOT OLD.root_id AND NEW.root_id IS NOT ''", *moved),
+                    "NEW.root_id IS NOT OLD.root_id" + lasting, *moved),
             trigger("trg_%s_orphan" % name, "AFTER DELETE", table, "", *gone)]
 
 
@@ -967,8 +970,8 @@ def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
                 "NEW.parent_id IS NOT OLD.parent_id AND NEW.id IN " + ANCESTORS, cycle),
         trigger("trg_goals_move", "AFTER UPDATE OF parent_id, type", table,
                 # Not where ON DELETE SET NULL frees the children of a fractal that is being deleted.
-                "(NEW.parent_id IS NOT OLD.parent_id OR NEW.type IS NOT OLD.type) AND (NEW.parent_id IS NOT NULL "
-                "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.root_id, OLD.parent_id)))",
+                "NEW.type IS NOT OLD.type OR (NEW.parent_id IS NOT OLD.parent_id AND (NEW.parent_id IS NOT NULL "
+                "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.root_id, OLD.parent_id))))",
                 own + " AND root_id <> " + root, below),
         # Not for what is deleted with its fractal, parent first: re-rooting that would be cubic in the depth.
         trigger("trg_goals_orphan", "AFTER DELETE", table,
@@ -2009,8 +2012,15 @@ def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) 
     check_file(backup, "backup")
     if os.path.exists(path) and os.path.samefile(path, backup):
         raise Stop("the backup and the database are one file", 2, "name the backup")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Stop("%s is not a file" % path, 2, "name a database file")
     with reading(backup, options, out) as source:
-        said = damage(source)
+        try:
+            said = damage(source)
+        except sqlite3.DatabaseError as error:
+            if is_locked(error) or SIGNALS:
+                raise
+            said = str(error)
         if said:
             raise Stop("%s is damaged: %s" % (backup, said), advice="choose another backup")
         read_schema(source)
@@ -2264,7 +2274,10 @@ def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) ->
             snapshot(path, partial, options.timeout, out)
             os.chmod(partial, os.stat(path).st_mode & 0o777)
             give_to(partial, os.stat(path))
-            return work(options, out, report, partial, space, None)
+            status = work(options, out, report, partial, space, None)
+        if report["status"] == "done":
+            out.write("Done: the migrated copy is %s; %s is untouched." % (target, path))
+        return status
     backup = None if options.no_backup else os.path.abspath(options.backup or free_name(path, "backup"))
     space = check_space([(folder, 3 * size), (temporary, size)] + ([(os.path.dirname(backup), size)] if backup else []))
     if not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
@@ -2468,9 +2481,7 @@ def summary(run: Run, seconds: float) -> None:
         out.line("  The live run takes about as long, and makes a backup.")
         out.write("Done: rehearsed and rolled back; %s is untouched. To migrate, %s." % (
             options.path, "name your database" if options.sample else "run the same without --dry-run"))
-    elif options.output:
-        out.write("Done: the migrated copy is %s; %s is untouched." % (os.path.abspath(options.output), options.path))
-    else:
+    elif not options.output:
         if any(one["kind"] == "quarantined" for one in run.report["repairs"]):
             out.line("  rows in migration_quarantine: the README says how to put them back")
         if backup:
@@ -2617,8 +2628,9 @@ def check_targets(options: argparse.Namespace) -> None:
             raise Stop("%s %s: no such place for a file" % (flag, path), 2, "name a file in an existing folder")
         if flag != "--restore" and not os.access(real if os.path.exists(real) else os.path.dirname(real), os.W_OK):
             raise Stop("%s %s: no permission to write there" % (flag, path), 2, "name another place")
-        if flag in ("--backup", "--output") and os.path.lexists(path):
-            raise Stop("%s %s exists already" % (flag, path), 2, "name a new file")
+        for end in ("", "-wal", "-shm", "-journal") if flag in ("--backup", "--output") else ():
+            if os.path.lexists(path + end):  # SQLite would take a stale -wal for a part of the new file
+                raise Stop("%s %s: %s exists already" % (flag, path, path + end), 2, "name a new file")
         if flag in ("--report", "--sql") and os.path.isfile(real):
             with open(real, "rb") as file:
                 if file.read(15) == b"SQLite format 3":
@@ -2707,22 +2719,22 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options.report_allowed = options.sample = False
     out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)
     report, started = new_report(options), time.monotonic()
-    try:
-        with on_signal(lambda number, frame: SIGNALS.append(number)):
+    with on_signal(lambda number, frame: SIGNALS.append(number)):
+        try:
             status = dispatch(options, out, report)
-    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
-        stop = error if isinstance(error, Stop) else explain(error)
-        status = stop.status
-        report.update(status=STATUSES.get(status, "failed"), message=str(stop))
-        said = " ".join("; ".join([str(stop), CHANGED[0] if CHANGED else "nothing was changed", *report["warnings"],
-                                   stop.advice]).rstrip("; ").split())
-        out.write("", end="")
-        if status:
-            complain("error: " + said)
-        else:
-            out.write(said[0].upper() + said[1:])
-    report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
-    finish_report(options, report)
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
+            stop = error if isinstance(error, Stop) else explain(error)
+            status = stop.status
+            report.update(status=STATUSES.get(status, "failed"), message=str(stop))
+            said = " ".join("; ".join([str(stop), CHANGED[0] if CHANGED else "nothing was changed", *report["warnings"],
+                                       stop.advice]).rstrip("; ").split())
+            out.write("", end="")
+            if status:
+                complain("error: " + said)
+            else:
+                out.write(said[0].upper() + said[1:])
+        report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
+        finish_report(options, report)
     return status
 
 

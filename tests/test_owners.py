@@ -125,9 +125,12 @@ def test_instances_follow_a_session_whose_root_comes_later(tmp_path):
            "INSERT INTO activity_instances (id, session_id, activity_definition_id) "
            "SELECT 'late', '%s', id FROM activity_definitions LIMIT 1" % session)
     run(path, "--verify")
-    script(path, "UPDATE sessions SET root_id = 'goal-1-00' WHERE id = '%s'" % session)
-    assert query(path, "SELECT root_id FROM activity_instances WHERE id = 'late'") == [("goal-1-00",)]
-    run(path, "--verify")
+    for root in ("goal-1-00", "", "goal-2-00"):
+        script(path, "UPDATE sessions SET root_id = '%s' WHERE id = '%s'" % (root, session))
+        derived = root or query(path, "SELECT d.root_id FROM activity_definitions d JOIN activity_instances i "
+                                "ON i.activity_definition_id = d.id WHERE i.id = 'late'")[0][0]
+        assert query(path, "SELECT root_id FROM activity_instances WHERE id = 'late'") == [(derived,)]
+        run(path, "--verify")
 
 
 def test_a_deep_fractal_can_be_deleted_with_foreign_keys_on(migrated):
@@ -226,3 +229,20 @@ def test_a_conflict_clause_of_the_owner_drops_no_row_in_silence(database):
     before = digest(database)
     assert "UNIQUE constraint failed" in run(database, "--yes", status=3).stderr
     assert digest(database) == before
+
+
+def test_odd_sessions_get_their_root(migrated):
+    """One whose fractal is gone becomes another kind of goal; one is linked to itself."""
+    for recursive in (0, 1):
+        script(migrated, "PRAGMA recursive_triggers = %d" % recursive,
+               "INSERT INTO goals (id, type, name, root_id) VALUES ('odd', 'PracticeSession', 's', 'gone')",
+               "UPDATE goals SET type = 'MidTermGoal' WHERE id = 'odd'")
+        assert query(migrated, "SELECT root_id FROM goals WHERE id = 'odd'") == [("odd",)]
+        script(migrated, "PRAGMA recursive_triggers = %d" % recursive,
+               "INSERT INTO practice_session_goals VALUES ('self', 'self')",
+               (GOAL, ("self", "PracticeSession", "s", None)),
+               "INSERT OR REPLACE INTO goals (id, type, name) VALUES ('self', 'PracticeSession', 's')")
+        assert query(migrated, "SELECT root_id FROM goals WHERE id = 'self'") == [("self",)]
+        run(migrated, "--verify")
+        script(migrated, "DELETE FROM goals WHERE id IN ('odd', 'self')", "DELETE FROM practice_session_goals WHERE "
+               "practice_session_id = 'self'")

@@ -640,3 +640,25 @@ def test_verify_of_an_idle_wal_database_is_not_disturbed_by_a_writer(tmp_path):
         script(path, *["INSERT INTO goals (id, type, name) VALUES ('g%d-%d', 'UltimateGoal', 'n')" % (number, n) for n in range(99)])
         said = verify.communicate()[0]
         assert verify.returncode == 0, said
+
+
+@pytest.mark.parametrize("flag", ["--output", "--backup"])
+@pytest.mark.parametrize("end", ["-wal", "-journal"])
+def test_a_stale_wal_or_journal_beside_a_new_file_is_refused(database, tmp_path, flag, end):
+    before = digest(database)
+    (tmp_path / ("new.db" + end)).write_bytes(b"stale")
+    assert "exists already" in run(database, "--yes", flag, tmp_path / "new.db", status=2).stderr
+    assert digest(database) == before
+
+
+def test_restore_in_place_of_a_folder_is_refused(migrated, tmp_path):
+    (tmp_path / "folder").mkdir()
+    assert "is not a file" in run(tmp_path / "folder", "--restore", migrated, "--yes", status=2).stderr
+    assert os.path.isdir(str(tmp_path / "folder"))
+
+
+def test_a_truncated_backup_is_what_is_damaged(migrated, tmp_path):
+    backup = tmp_path / "kept.db"
+    backup.write_bytes(open(migrated, "rb").read()[:9000])
+    said = run(migrated, "--restore", backup, "--yes", status=1).stderr
+    assert "kept.db is damaged" in said and "choose another backup" in said
