@@ -2650,7 +2650,7 @@ def explain(error: BaseException) -> Stop:
     full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     if full or "disk is full" in text or "disk I/O error" in text:
         return Stop("the disk is full, over quota or failing: %s" % text, 1, "make room, look at the disk, run again")
-    if isinstance(error, UnicodeEncodeError):
+    if isinstance(error, UnicodeEncodeError) or "SQL is of wrong type" in text:  # so Python 3.10 has it
         return Stop("a CREATE statement of the schema holds bytes that are not UTF-8, perhaps in a comment", 1,
                     "write it anew in UTF-8, and run again")
     if isinstance(error, sqlite3.IntegrityError):
