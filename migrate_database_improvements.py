@@ -1328,6 +1328,7 @@ class Run:
                     if parent in TABLES and parent not in self.schema and self.schema[name].has(column)}
             if lost:  # to a table that is yet to be created
                 self.before.update(count_true(self.db, "main." + self.schema[name].quoted, lost))
+        self.report["references_to_missing_rows"] = dict(self.before)  # for the log of phases that do not audit
         self.rows = {name: self.db.value("SELECT count(*) FROM main." + table.quoted)
                      for name, table in self.schema.items() if name in TABLES}
 

@@ -662,3 +662,12 @@ def test_a_truncated_backup_is_what_is_damaged(migrated, tmp_path):
     backup.write_bytes(open(migrated, "rb").read()[:9000])
     said = run(migrated, "--restore", backup, "--yes", status=1).stderr
     assert "kept.db is damaged" in said and "choose another backup" in said
+
+
+def test_phases_one_by_one_end_as_one_run_does(tmp_path):
+    path = str(tmp_path / "goals.db")
+    shutil.copy(str(SAMPLE), path)
+    for phases in ("columns", "columns,backfill", "indexes", "columns,backfill,indexes", "constraints"):
+        run(path, "--yes", "--no-backup", "--phases", phases)
+    run(path, "--verify")
+    assert "Nothing to do" in run(path, "--yes").stdout
