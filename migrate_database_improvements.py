@@ -243,13 +243,18 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text that was read is UTF-8; where not, its bytes stand as surrogates (see Database)."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def literal(value: Any) -> str:
     """A value as an SQL literal, so that --sql can replay what was run."""
     if value is None or isinstance(value, (int, float)):
         return "NULL" if value is None else repr(value).replace("inf", "9e999")
     if isinstance(value, bytes):
         return "x'%s'" % value.hex()
-    if any("\ud800" <= c <= "\udfff" for c in value):  # bytes that are no UTF-8
+    if not is_utf8(value):
         return "CAST(x'%s' AS TEXT)" % value.encode("utf-8", "surrogateescape").hex()
     text = "'" + value.replace("'", "''").replace("\0", "' || char(0) || '") + "'"
     return "(%s)" % text if "\0" in value else text
@@ -633,15 +638,20 @@ class Database:
     turns, since SQLite's own waiting can't be interrupted; then sqlite3.OperationalError.
     """
 
-    def __init__(self, path: str, mode: str = "rw", timeout: float = 5.0, show: Callable[[str], Any] = str) -> None:
-        self.path, self.timeout, self.show = path, timeout, show
+    def __init__(self, path: str, mode: str = "rw", timeout: float = 5.0, out: Optional["Output"] = None) -> None:
+        self.path, self.timeout, self.out = path, timeout, out or Output(None, True, False)
         self.script: List[str] = []
         uri = "%s?mode=%s" % (pathlib.Path(os.path.abspath(path)).as_uri(), mode)
         self.connection = sqlite3.connect(uri, uri=True, timeout=0.1, isolation_level=None)
         self.connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
         # Python runs a signal's handler between its own instructions. A long statement has none but
         # this callback's, and ends when it says so (https://sqlite.org/c3ref/progress_handler.html).
-        self.connection.set_progress_handler(lambda: bool(SIGNALS and not CHANGED), 10_000)
+        self.connection.set_progress_handler(self.go_on, 10_000)
+
+    def go_on(self) -> bool:
+        """Called within long statements: whether to end this one."""
+        self.out.tick()
+        return bool(SIGNALS and not CHANGED)
 
     def all(self, sql: str) -> List[Tuple[Any, ...]]:
         deadline = time.monotonic() + self.timeout
@@ -660,7 +670,7 @@ class Database:
 
     def run(self, sql: str) -> int:
         """Execute one statement; how many rows it changed."""
-        self.show(sql)
+        self.out.statement(sql)
         before = self.connection.total_changes
         self.all(sql)
         self.script.append(sql)
@@ -1199,7 +1209,7 @@ def as_json(value: Any) -> Any:
     """A value of SQLite as JSON can hold it; blobs as {"blob": hex}, odd text as {"text": hex}."""
     if isinstance(value, bytes):
         return {"blob": value.hex()}
-    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+    if isinstance(value, str) and not is_utf8(value):
         return {"text": value.encode("utf-8", "surrogateescape").hex()}
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return {"real": "9e999" if value > 0 else "-9e999"}
@@ -1304,6 +1314,7 @@ class Run:
         self.count()
         self.check_preconditions()
         self.check_names()
+        self.check_texts()
         self.report["not_compiling_before"] = sorted({reason for _, _, reason in not_compiling(db)})
         stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
         self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
@@ -1368,6 +1379,13 @@ class Run:
             if table.lower() != owner or (ours and (not found or list(found.columns) != list(ours))):
                 raise Stop("the %s %s%s has a name that the migration needs" % (
                     kind, name, " of %s" % table if table != name else ""), advice="rename it")
+
+    def check_texts(self) -> None:
+        """Raise Stop where a statement that is to be run again can't be: sqlite3 takes UTF-8 alone."""
+        for kind, name, table, sql in self.db.all("SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master"):
+            if not is_utf8(name + (sql or "")) and (table in self.edited or (kind == "trigger" and table in TABLES)):
+                raise Stop("the CREATE statement of the %s %s holds bytes that are not UTF-8, perhaps in a comment" % (
+                    kind, name), advice="write it anew in UTF-8")
 
     def to_index(self) -> Dict[str, str]:
         """CREATE statements of the wanted indexes that aren't there in that form, by name."""
@@ -1522,8 +1540,9 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
     differs = " OR ".join("n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items())
     copied = 0
     for where in key_ranges(db, table, old):
-        # ABORT, that no conflict clause of the table may drop a row in silence.
-        copied += db.run("INSERT OR ABORT INTO main.%s (%s) SELECT %s %s WHERE %s" % (
+        # FAIL, that no conflict clause of the table may drop a row in silence; unlike ABORT it keeps
+        # no journal of the statement, and what fails here is rolled back as a whole.
+        copied += db.run("INSERT OR FAIL INTO main.%s (%s) SELECT %s %s WHERE %s" % (
             new, ", ".join(names), ", ".join((["o." + key] if table.rowid else []) + list(values.values())),
             source, where))
         lost = db.value("SELECT count(*) %s LEFT JOIN main.%s n ON n.%s = o.%s WHERE %s AND (n.%s IS NULL OR %s)" % (
@@ -1969,7 +1988,7 @@ def reading(path: str, options: argparse.Namespace, out: "Output") -> Iterator[D
         mode = "ro"
         if os.path.exists(path + "-journal") or (alone and (is_wal(path) or os.path.exists(path + "-wal"))):
             path, mode = stack.enter_context(private_snapshot(path, options.timeout, out)), "rw"
-        db = stack.enter_context(Database(path, mode, options.timeout, out.statement))
+        db = stack.enter_context(Database(path, mode, options.timeout, out))
         db.all("BEGIN")
         yield db
 
@@ -2110,7 +2129,7 @@ class Output:
         self.live = bool(stream and stream.isatty()) and not quiet
         self.colour = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self.started: Dict[str, float] = {}
-        self.shown, self.width = 0.0, 0
+        self.step, self.shown, self.width = "  look at the data", time.monotonic(), 0
 
     def write(self, text: str, end: str = "\n") -> None:
         """Print; a reader that went away (`| head`) must not stop a migration."""
@@ -2127,6 +2146,8 @@ class Output:
 
     def title(self, text: str) -> None:
         self.line("\033[1m%s\033[0m" % text if self.colour else text)
+        self.started.pop(self.step, None)
+        self.step = "  " + text
 
     def statement(self, sql: str) -> None:
         if self.verbose:
@@ -2134,16 +2155,27 @@ class Output:
 
     def progress(self, label: str, done: int, total: int, unit: str = " rows") -> None:
         """Say how far a long step is: ten times a second on a terminal, every ten seconds in a log."""
-        now = time.monotonic()
-        start = self.started.setdefault(label, now)
+        start = self.started.setdefault(label, time.monotonic())
+        taken = time.monotonic() - start
+        text = "{}: {:,} of {:,}{}, {:.0f} s".format(label, done, total, unit, taken)
+        if done:
+            text += ", about %d s left" % (taken / done * (total - done))
         if done >= total:
             self.started.pop(label, None)
-        if self.quiet or now - max(start, self.shown) < (0.1 if self.live else 10) or not total:
+        if total:
+            self.show(text, start, 0.1)
+
+    def tick(self) -> None:
+        """Say for how long a step has gone on that counts no rows, or none for a while."""
+        start = self.started.setdefault(self.step, time.monotonic())
+        self.show("%s: %.0f s" % (self.step, time.monotonic() - start), start, 1)
+
+    def show(self, text: str, start: float, pause: float) -> None:
+        """Put `text` on the live line if that has been still for `pause` seconds, in a log for ten."""
+        now = time.monotonic()
+        if self.quiet or now - max(start, self.shown) < (pause if self.live else 10):
             return
         self.shown = now
-        text = "{}: {:,} of {:,}{}, {:.0f} s".format(label, done, total, unit, now - start)
-        if done:
-            text += ", about %d s left" % ((now - start) / done * (total - done))
         if self.live:
             text = text[:shutil.get_terminal_size().columns - 1]
             self.write(text, end="")
@@ -2159,8 +2191,8 @@ def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
     for name in TABLES:
         missing, (filled, corrected) = run.missing.get(name, []), run.to_backfill().get(name, (0, 0))
         words = ["create the table"] if name not in run.schema else [
-            "%d columns" % len(missing) if missing else "", "%d roots to backfill" % filled if filled else "",
-            "%d to correct" % corrected if corrected else "", "recreate" if name in run.edited else ""]
+            "%d columns" % len(missing) if missing else "", "{:,} roots to backfill".format(filled) if filled else "",
+            "{:,} to correct".format(corrected) if corrected else "", "recreate" if name in run.edited else ""]
         out.line("  %-21s %9s rows   %s" % (name, "{:,}".format(run.rows.get(name, 0)),
                                             ", ".join(filter(None, words)) or "nothing"))
     out.line("  %d indexes, %d triggers to create%s" % (len(run.to_index()), len(run.to_trigger()),
@@ -2306,7 +2338,7 @@ def play_journal_back(path: str, report: Dict[str, Any]) -> None:
 def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path: str, space: str,
          backup: Optional[str]) -> int:
     """Survey, plan, ask, migrate the file at `path`; the exit status."""
-    with Database(path, "rw", options.timeout, out.statement) as db:
+    with Database(path, "rw", options.timeout, out) as db:
         run = Run(db, options, out, report)
         db.all("PRAGMA main.cache_size = -%d" % CACHE_KIB)
         version = db.value("PRAGMA main.data_version")
@@ -2475,9 +2507,10 @@ def summary(run: Run, seconds: float) -> None:
     options, out, backup = run.options, run.out, run.report["backup"]
     run.report["status"] = "rehearsed" if options.dry_run else "done"
     out.title("Summary")
-    filled, corrected = (sum(counts[which] for counts in run.to_backfill().values()) for which in (0, 1))
-    out.line("  {} tables recreated, {:,} rows copied and proven, {} roots backfilled, {} corrected, {:.1f} s".format(
-        len(run.edited), sum(run.rows[name] for name in run.edited), filled, corrected, seconds))
+    numbers = [sum(run.rows[name] for name in run.edited)] + [
+        sum(counts[which] for counts in run.to_backfill().values()) for which in (0, 1)]
+    out.line("  {} tables recreated, {:,} rows copied and proven, {:,} roots backfilled, {:,} corrected, {:.1f} s"
+             .format(len(run.edited), *numbers, seconds))
     if options.dry_run:
         out.line("  The live run takes about as long, and makes a backup.")
         out.write("Done: rehearsed and rolled back; %s is untouched. To migrate, %s." % (

@@ -1,4 +1,5 @@
 """The operator's experience: what the README says is what happens."""
+import io
 import os
 import pty
 import re
@@ -187,6 +188,22 @@ def test_colour_only_on_a_terminal_and_never_with_no_color(database):
     assert "\033[1m" not in converse(database, b"no\n", env={"TERM": "xterm", "NO_COLOR": "1"})[0]
     said = run(database, "--dry-run").stdout
     assert "\033" not in said and "\r" not in said
+
+
+@pytest.mark.parametrize("live, said", [(True, 60), (False, 6)])
+def test_a_long_statement_shows_that_it_goes_on(monkeypatch, live, said):
+    import migrate_database_improvements as product
+    clock, stream = [0.0], io.StringIO()
+    monkeypatch.setattr(product.time, "monotonic", lambda: clock[0])
+    stream.isatty = lambda: live
+    out = product.Output(stream, False, False)
+    out.title("[5/5] Verify")
+    while clock[0] <= 61:
+        out.tick()
+        clock[0] += 0.03
+    shown = re.findall(r"  \[5/5\] Verify: (\d+) s", stream.getvalue())
+    assert shown[-1] in ("59", "60") and len(shown) in (said - 1, said)
+    assert ("\r" in stream.getvalue()) == live
 
 
 def test_a_console_without_utf8_gets_ascii(tmp_path):

@@ -1,6 +1,5 @@
 """What owners of databases have added, and how it gets on with the migration."""
 import re
-import sqlite3
 
 import pytest
 from databases import build
@@ -195,15 +194,20 @@ def test_what_new_columns_would_break_is_named(database, before, statement, name
     assert digest(database) == kept
 
 
-def test_bytes_that_are_no_utf8_in_the_schema_are_told(database):
-    connection = sqlite3.connect(database)
-    connection.execute("PRAGMA writable_schema = ON")
-    connection.execute("UPDATE sqlite_master SET sql = (SELECT 'CREATE TABLE activity_groups (/* ' || CAST(x'e9' AS TEXT) || ' */ ' || "
-                       "'id VARCHAR PRIMARY KEY, root_id VARCHAR, name VARCHAR, description VARCHAR, created_at DATETIME, "
-                       "sort_order INTEGER)') WHERE name = 'activity_groups'")
-    connection.commit()
-    connection.close()
-    assert "not UTF-8" in run(database, "--dry-run", status=1).stderr
+@pytest.mark.parametrize("sql", [
+    "CREATE TABLE activity_groups (/* \\e9 */ id VARCHAR PRIMARY KEY, root_id VARCHAR, name VARCHAR, description VARCHAR, "
+    "created_at DATETIME, sort_order INTEGER)", "CREATE INDEX by_name ON goals (name /* \\e9 */)",
+    "CREATE TRIGGER audit AFTER DELETE ON goals BEGIN SELECT '\\e9'; END"])
+def test_bytes_that_are_no_utf8_in_the_schema_are_told_before_anything(database, sql):
+    kind, name = sql.split()[1:3]
+    script(database, "CREATE INDEX IF NOT EXISTS by_name ON goals (name)",
+           "CREATE TRIGGER audit AFTER DELETE ON goals BEGIN SELECT 1; END", "PRAGMA writable_schema = ON",
+           "UPDATE sqlite_master SET sql = CAST(replace(CAST('%s' AS BLOB), CAST('\\e9' AS BLOB), x'e9') AS TEXT) "
+           "WHERE name = '%s'" % (sql.replace("'", "''"), name))
+    kept = digest(database)
+    done = run(database, "--yes", status=1)
+    assert "the CREATE statement of the %s %s holds bytes that are not UTF-8" % (kind.lower(), name) in done.stderr
+    assert "[1/5]" not in done.stdout and digest(database) == kept
 
 
 def test_ddl_without_spaces_keeps_its_meaning(tmp_path):
