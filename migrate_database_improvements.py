@@ -238,6 +238,11 @@ class Stop(Exception):
 # 2. Reading and editing a schema
 # --------------------------------------------------------------------------
 
+def lower(name: str) -> str:
+    """A name as SQLite compares names: ASCII letters alone have a case."""
+    return re.sub("[A-Z]+", lambda letters: letters.group().lower(), name)
+
+
 def quote(name: str) -> str:
     """A name as an SQL identifier, whatever characters it holds."""
     return '"' + name.replace('"', '""') + '"'
@@ -281,7 +286,7 @@ class Token(NamedTuple):
 
 
 TOKEN = re.compile(r"""
-    (?P<space>[ \t\n\f\r]+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
+    (?P<space>[ \t\n\f\r\ufeff]+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
   | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]) | (?P<word>[A-Za-z0-9_$\x80-\U0010ffff]+) | (?P<op>.)
     """, re.VERBOSE | re.DOTALL)
 
@@ -332,7 +337,7 @@ def parse_table(sql: str) -> Body:
 
 
 CLAUSES = {"CONSTRAINT", "PRIMARY", "NOT", "NULL", "UNIQUE", "CHECK", "DEFAULT", "COLLATE",
-           "REFERENCES", "GENERATED", "AS", "FOREIGN"}
+           "REFERENCES", "GENERATED", "AS", "FOREIGN", "DEFERRABLE"}
 
 
 def split_clauses(tokens: List[Token]) -> List[List[Token]]:
@@ -340,10 +345,10 @@ def split_clauses(tokens: List[Token]) -> List[List[Token]]:
     parts: List[List[Token]] = [[tokens[0]]]
     depth = 0
     previous = ""
-    for token, following in zip(tokens[1:], tokens[2:] + tokens[:1]):
+    for token in tokens[1:]:
         inside = (previous in ("SET", "CONSTRAINT", "COLLATE", "REFERENCES")
                   or (token.word == "NULL" and previous in ("NOT", "DEFAULT"))
-                  or (token.word == "NOT" and following.word == "DEFERRABLE")
+                  or (token.word == "DEFERRABLE" and previous == "NOT")
                   or (parts[-1][0].word == "CONSTRAINT" and len(parts[-1]) == 2))
         if depth == 0 and token.word in CLAUSES and not inside:
             parts.append([])
@@ -356,13 +361,16 @@ def split_clauses(tokens: List[Token]) -> List[List[Token]]:
 def clause_kind(clause: List[Token]) -> str:
     """The keyword that says what a column constraint is, past a CONSTRAINT name."""
     words = [token.word for token in clause]
-    return words[2] if words[0] == "CONSTRAINT" and len(words) > 2 else words[0]
+    if words[0] == "CONSTRAINT":
+        words = words[2:] or words
+    return words[words[:2] == ["NOT", "DEFERRABLE"]]
 
 
 class Column(NamedTuple):
     name: str
     type: str
     generated: bool
+    boolean: bool  # DEFAULT TRUE or FALSE: old rows that ALTER TABLE gave it read as numbers, whatever the type
 
 
 class Table(NamedTuple):
@@ -388,8 +396,8 @@ class Table(NamedTuple):
         name = "%s.%s" % (alias, quote(column))
         if not self.has(column):
             return "NULL"
-        kind = self.columns[column.lower()].type.upper()
-        if any(word in kind for word in ("CHAR", "TEXT", "CLOB")) and "INT" not in kind:
+        kind, boolean = self.columns[column.lower()].type.upper(), self.columns[column.lower()].boolean
+        if not (is_string(kind) or is_numeric(kind) or boolean):
             return name
         parent = self.parents.get(column.lower())
         if not parent or not is_string(kind):
@@ -429,7 +437,7 @@ def read_table(db: "Database", name: str) -> Optional[Table]:
     if not found:
         return None
     actual, sql = found[0]
-    columns = {row[1].lower(): Column(row[1], row[2], row[6] in (2, 3))
+    columns = {lower(row[1]): Column(row[1], row[2], row[6] in (2, 3), str(row[4]).upper() in ("TRUE", "FALSE"))
                for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(actual)) if row[6] != 1}
     options = set(parse_table(sql).options) if re.match(r"(?i)create\s+table\b", sql) else set()
     rowid = "WITHOUT" not in options
@@ -446,7 +454,7 @@ def read_schema(db: "Database") -> Dict[str, Table]:
     that could not be recreated without loss, saying which and why.
     """
     schema: Dict[str, Table] = {}
-    goals = [row[0].lower() for row in db.all("SELECT p.name FROM main.sqlite_master m, pragma_table_info(m.name) p "
+    goals = [row[0].lower() for row in db.all("SELECT p.name FROM main.sqlite_master m, pragma_table_xinfo(m.name) p "
                                               "WHERE m.type = 'table' AND lower(m.name) = 'goals'")]
     if not {"id", "type", "name", "parent_id"} <= set(goals):
         raise Stop("%s is no Fractal Goals database: it has no table goals with id, type, name, parent_id"
@@ -462,7 +470,7 @@ def read_schema(db: "Database") -> Dict[str, Table]:
             if table and name in TABLES:
                 check_shape(db, table, name)
             if name == "sessions" in schema and schema[name].has("id") and db.all(
-                    "SELECT 1 FROM main.sessions GROUP BY id HAVING count(*) > 1 LIMIT 1"):
+                    "SELECT 1 FROM main.sessions WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 LIMIT 1"):
                 raise Stop("an id occurs twice")
             if (name == "practice_session_goals" in schema and not link_columns(schema)
                     and db.all("SELECT 1 FROM main.%s LIMIT 1" % quote(name))):
@@ -476,9 +484,9 @@ def read_schema(db: "Database") -> Dict[str, Table]:
         if is_numeric(kind):
             raise Stop("table %s can't be migrated: its root_id %s would turn text into numbers" % (name, kind),
                        advice="declare it VARCHAR first")
-    if "INT" in schema["goals"].columns["id"].type.upper() or db.all(
-            "SELECT 1 FROM main.%s WHERE typeof(id) = 'integer' AND %d LIMIT 1" % (
-                schema["goals"].quoted, is_numeric(schema["goals"].columns["id"].type))):
+    kind = schema["goals"].columns["id"].type
+    if "INT" in kind.upper() or (not is_string(kind) and db.all(
+            "SELECT 1 FROM main.%s WHERE typeof(id) IN ('integer', 'real') LIMIT 1" % schema["goals"].quoted)):
         raise Stop("table goals can't be migrated: its ids are numbers, a root_id is text",
                    advice="make them text, in all references as well")
     return schema
@@ -487,7 +495,7 @@ def read_schema(db: "Database") -> Dict[str, Table]:
 def check_shape(db: "Database", table: Table, name: str) -> None:
     """Raise Stop if the table is of a kind that a rebuild could not carry over whole."""
     body = parse_table(table.sql)
-    listed = [item[0].name.lower() for item in body.items if item[0].word not in TABLE_CONSTRAINT]
+    listed = [lower(item[0].name) for item in body.items if item[0].word not in TABLE_CONSTRAINT]
     if listed != list(table.columns):
         raise Stop("its text and its columns disagree")
     if "id" not in table.columns or (name in ROOT_SOURCES and not table.has(ROOT_SOURCES[name][-1][0])):
@@ -500,8 +508,9 @@ def check_shape(db: "Database", table: Table, name: str) -> None:
         raise Stop("it is WITHOUT ROWID and its PRIMARY KEY is not its id")
     if primary != [("id", "INTEGER")] and not any([str(c).lower() for c in key] == ["id"] for key in keys):
         raise Stop("its id is not unique (no PRIMARY KEY and no UNIQUE on it alone)")
-    if table.has("root_id") and table.columns["root_id"].generated:
-        raise Stop("its root_id is a generated column")
+    generated = [column for column in table.parents if table.has(column) and table.columns[column].generated]
+    if generated:  # a trigger does not see it change
+        raise Stop("its %s is a generated column" % generated[0])
     if not table.key:
         raise Stop("columns hide every name of its rowid")
 
@@ -563,12 +572,12 @@ def edit_action(target: List[Token], action: str, edits: List[Tuple[int, int, st
     """Make `action` the ON DELETE of what follows REFERENCES; all else that it says stays."""
     words = [token.word for token in target]
     end = words.index(")") if words[1:2] == ["("] else 0
-    for i in range(end, len(words) - 2):
-        if words[i:i + 2] == ["ON", "DELETE"]:
-            if words[i + 2] == action:
-                return
-            size = 4 if words[i + 2] in ("SET", "NO") else 3
-            edits += [(token.start, token.end, "") for token in target[i:i + size]]
+    present = [i for i in range(end, len(words) - 2) if words[i:i + 2] == ["ON", "DELETE"]]
+    if present and all(words[i + 2] == action for i in present):
+        return
+    for i in present:
+        size = 4 if words[i + 2] in ("SET", "NO") else 3
+        edits += [(token.start, token.end, "") for token in target[i:i + size]]
     edits.append((target[end].end, target[end].end, " ON DELETE " + action))
 
 
@@ -1315,7 +1324,7 @@ class Run:
         self.check_preconditions()
         self.check_names()
         self.check_texts()
-        self.report["not_compiling_before"] = sorted({reason for _, _, reason in not_compiling(db)})
+        self.report["not_compiling_before"] = not_compiling(db)
         stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
         self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
 
@@ -1523,9 +1532,11 @@ def rebuild(run: Run, name: str, table: Table, text: str) -> int:
 def unqualified(text: str, name: str) -> str:
     """A table's text without its own name before its columns, which a CHECK may say and a new name would belie."""
     tokens = tokenize(text)
-    for token, dot in reversed(list(zip(tokens, tokens[1:]))):
-        if dot.text == "." and token.kind != "string" and token.name.lower() == name.lower():
-            text = text[:token.start] + text[dot.end:]
+    for at in reversed(range(len(tokens) - 2)):
+        owner, dot, column = tokens[at:at + 3]
+        if dot.text == "." and not owner.text[0].isdigit() and lower(owner.name) == lower(name):
+            schema = at > 1 and tokens[at - 1].text == "."
+            text = text[:tokens[at - 2 * schema].start] + quote(column.name) + text[column.end:]
     return text
 
 
@@ -1534,7 +1545,8 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
     db, key = run.db, table.key
     columns = [c for c in table.columns.values() if not c.generated]
     values = {c.name: "r.root" if c.name.lower() == "root_id"
-              else table.text("o", c.name) if is_string(c.type) else "o." + quote(c.name) for c in columns}
+              else table.text("o", c.name) if is_string(c.type) or (c.boolean and not is_numeric(c.type))
+              else "o." + quote(c.name) for c in columns}
     names = ([key] if table.rowid else []) + [quote(c) for c in values]
     source = "FROM main.%s o LEFT JOIN temp.root_%s r ON r.key = o.%s" % (old, name, key)
     differs = " OR ".join("n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items())
@@ -1681,36 +1693,41 @@ def sound(db: Database, recreated: Sequence[str]) -> str:
     return next(filter(None, (damage(db, check) for check in checks)), "")
 
 
-def not_compiling(db: Database) -> List[Tuple[str, str, str]]:
-    """Views, and statements on tables with the triggers that they fire, that SQLite can't compile: verb, name, why."""
-    found = []
-    for kind, name in db.all("SELECT type, name FROM main.sqlite_master WHERE type = 'view' OR (type = 'table' "
-                             "AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\')"):
-        table = "main." + quote(name)
+def not_compiling(db: Database) -> Dict[str, str]:
+    """Statements on views, and on tables with the triggers that they fire, that SQLite can't compile, and why."""
+    found = {}
+    for name, written in db.all(
+            "SELECT name, type = 'table' OR lower(name) IN (SELECT lower(tbl_name) FROM main.sqlite_master WHERE "
+            "type = 'trigger') FROM main.sqlite_master WHERE type = 'view' OR (type = 'table' "
+            "AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\')"):
+        table, same = "main." + quote(name), "rowid = rowid"
+        with contextlib.suppress(sqlite3.OperationalError):  # of a view that does not compile
+            same = ", ".join("{0} = {0}".format(quote(row[1]))
+                             for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(name)) if not row[6])
         statements = {"SELECT": "SELECT * FROM " + table}
-        if kind == "table":
-            columns = [quote(row[1]) for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(name)) if not row[6]]
-            same = ", ".join("%s = %s" % (column, column) for column in columns)
-            statements = {"INSERT": "INSERT INTO %s DEFAULT VALUES" % table, "DELETE": "DELETE FROM " + table,
-                          "UPDATE": "UPDATE %s SET %s" % (table, same)}
+        if written:
+            statements.update({"INSERT": "INSERT INTO %s DEFAULT VALUES" % table, "DELETE": "DELETE FROM " + table,
+                               "UPDATE": "UPDATE %s SET %s" % (table, same)})
         for verb, sql in statements.items():
             try:
                 db.all("EXPLAIN " + sql)
             except sqlite3.OperationalError as error:
-                if not re.match("no such (function|module|collation)", str(error)):  # the app may bring its own
-                    found.append((verb, name, str(error)))
+                # The app may bring functions of its own; a view takes what it has triggers for.
+                if not re.match("no such (function|module|collation)|cannot modify", str(error)):
+                    found["%s %s" % (verb, name)] = str(error)
     return found
 
 
-def newly_broken(db: Database, before: Sequence[str]) -> List[str]:
-    """What does not compile for a reason that was none before; with the triggers of its table, one of which it is."""
+def newly_broken(db: Database, before: Dict[str, str]) -> List[str]:
+    """What compiled before and does no more; with the triggers of its table, one of which it is."""
     found = []
-    for verb, name, reason in not_compiling(db):
-        triggers = [row[0] for row in db.all("SELECT name FROM main.sqlite_master WHERE type = 'trigger' "
-                                             "AND name NOT GLOB 'trg_*' AND tbl_name = " + literal(name))]
-        if reason not in before:
-            found.append("%s %s does not compile any more: %s%s" % (
-                verb, name, reason, ", in one of the triggers " + ", ".join(triggers) if triggers else ""))
+    for statement, reason in not_compiling(db).items():
+        triggers = [row[0] for row in db.all(
+            "SELECT name FROM main.sqlite_master WHERE type = 'trigger' AND name NOT GLOB 'trg_*' AND tbl_name = %s"
+            % literal(statement.partition(" ")[2]))] if not statement.startswith("SELECT") else []
+        if statement not in before:
+            found.append("%s does not compile any more: %s%s" % (
+                statement, reason, ", in one of the triggers " + ", ".join(triggers) if triggers else ""))
     return found
 
 
@@ -1734,7 +1751,7 @@ def schema_faults(run: Run) -> Iterator[Check]:
     if "backfill" in options.phases:
         broken = run.report["not_compiling_before"]
         yield Check("triggers", ["trigger %s is missing or differs" % name for name in run.to_trigger()]
-                    + newly_broken(run.db, broken), "; ".join(broken))
+                    + newly_broken(run.db, broken), "; ".join(map(": ".join, broken.items())))
 
 
 def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List[Check]:
@@ -2558,15 +2575,15 @@ def say_fault(report: Dict[str, Any], text: str) -> int:
     return 1
 
 
-def last_log(db: Database) -> Tuple[List[str], List[str], Optional[Dict[str, int]]]:
-    """Of the last run: what was left out on purpose, broken triggers, references to missing rows (None: not noted)."""
+def last_log(db: Database) -> Tuple[List[str], Dict[str, str], Optional[Dict[str, int]]]:
+    """Of the last run: what was left out on purpose, did not compile, refers to missing rows (None: not noted)."""
     try:
         logged = json.loads(db.value("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1"))
         missing = logged.get("references_to_missing_rows")
-        return (list(logged["options"]["skip_constraint"]), list(map(str, logged["not_compiling_before"])),
+        return (list(logged["options"]["skip_constraint"]), dict(logged["not_compiling_before"]),
                 missing if isinstance(missing, dict) else None)
     except (sqlite3.OperationalError, LookupError, ValueError, TypeError, AttributeError):
-        return [], [], None
+        return [], {}, None
 
 
 def comma_list(text: str) -> List[str]:
@@ -2705,7 +2722,7 @@ def new_report(options: argparse.Namespace) -> Dict[str, Any]:
             "database": {"path": None, "bytes_before": None, "bytes_after": None},
             "versions": {"script": VERSION, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version},
             "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
-            "references_to_missing_rows": {}, "crossing_fractals": {}, "not_compiling_before": [],
+            "references_to_missing_rows": {}, "crossing_fractals": {}, "not_compiling_before": {},
             "backup": None, "kept_aside": None}
 
 
