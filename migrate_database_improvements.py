@@ -39,11 +39,17 @@ import shlex
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 VERSION = "1.0.0 (2026-11-22)"
 OLDEST_SQLITE = (3, 28, 0)
@@ -1857,15 +1863,14 @@ def check_space(needs: Sequence[Tuple[str, float]]) -> str:
     return "; ".join(said)
 
 
-def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: float,
-               out: "Output", label: str) -> None:
+def copy_pages(source: Database, target: sqlite3.Connection, out: "Output", label: str) -> None:
     """Copy a database with the backup API, in steps, so that it can be interrupted.
 
     The API starts again when another process writes in between
     (https://sqlite.org/backup.html); after three restarts a read lock makes writers wait.
-    Raises sqlite3.OperationalError when locked for longer than `timeout` seconds.
+    Raises sqlite3.OperationalError when locked for longer than the source's timeout.
     """
-    state = {"left": 0, "restarts": 0, "deadline": time.monotonic() + timeout}
+    state = {"left": 0, "restarts": 0, "deadline": time.monotonic() + source.timeout}
 
     def progress(status: int, left: int, total: int) -> None:
         if status == 101:  # SQLITE_DONE: the copy is committed, no signal may deny it
@@ -1876,29 +1881,38 @@ def copy_pages(source: sqlite3.Connection, target: sqlite3.Connection, timeout: 
                 raise sqlite3.OperationalError("database is locked")
             return
         state["restarts"] += left > state["left"] > 0
-        state.update(left=left, deadline=time.monotonic() + timeout)
-        if state["restarts"] > 3 and not source.in_transaction:
+        state.update(left=left, deadline=time.monotonic() + source.timeout)
+        if state["restarts"] > 3 and not source.connection.in_transaction:
             raise InterruptedError
         out.progress(label, total - left, total, " pages")
 
     try:
-        source.backup(target, pages=1000, progress=progress, sleep=0.02)
+        source.connection.backup(target, pages=1000, progress=progress, sleep=0.02)
     except InterruptedError:
-        source.execute("BEGIN")
-        source.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        copy_pages(source, target, timeout, out, label)
+        source.all("BEGIN")
+        source.all("SELECT count(*) FROM main.sqlite_master")
+        copy_pages(source, target, out, label)
     finally:
-        if source.in_transaction:
-            source.execute("ROLLBACK")
+        if source.connection.in_transaction:
+            source.connection.execute("ROLLBACK")
+
+
+def give_new_name(path: str, name: str) -> None:
+    """Rename a file without overwriting: a link fails where the name is taken, as a rename would not."""
+    try:
+        os.link(path, name)
+    except OSError:  # the name is taken, or the file system has no hard links
+        if os.path.lexists(name):
+            raise Stop("%s exists already" % name, 2, "name a new file") from None
+        os.rename(path, name)
 
 
 @contextlib.contextmanager
-def private_file(final: str, make_way: Callable[[], Any] = bool) -> Iterator[str]:
-    """A new 0600 file beside `final`, given that name at the end, after `make_way`; removed if that is not reached.
-
-    Never overwrites: a link fails where the name is taken, as a rename would not.
-    """
+def private_file(final: str, give_name: Callable[[str, str], Any] = give_new_name) -> Iterator[str]:
+    """A new 0600 file beside `final`, given that name at the end; removed if that is not reached."""
     partial = "%s.partial-%d" % (final, os.getpid())
+    if os.path.lexists(partial):
+        raise Stop("%s exists, perhaps of a run that was killed" % partial, 2, "delete it, and run again")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         yield partial
@@ -1907,13 +1921,7 @@ def private_file(final: str, make_way: Callable[[], Any] = bool) -> Iterator[str
                        advice="look at the disk")
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
-        make_way()
-        try:
-            os.link(partial, final)
-        except OSError:  # the name is taken, or the file system has no hard links
-            if os.path.lexists(final):
-                raise Stop("%s exists already" % final, 2, "name a new file") from None
-            os.rename(partial, final)
+        give_name(partial, final)
         sync_folder(final)
     finally:
         for end in ("", "-wal", "-shm", "-journal"):
@@ -1951,7 +1959,7 @@ def snapshot(path: str, target: str, timeout: float, out: "Output") -> None:
             if is_wal(path):
                 source.all("BEGIN")
                 source.all("SELECT count(*) FROM main.sqlite_master")
-            copy_pages(source.connection, copy, timeout, out, "  snapshot")
+            copy_pages(source, copy, out, "  snapshot")
     except sqlite3.OperationalError as error:
         if not ("readonly" in str(error) or "unable to open" in str(error)) or not copy_files(path, target):
             raise
@@ -2019,7 +2027,7 @@ def row_counts(db: Database) -> Dict[str, int]:
 def copy_checked(source: Database, target: str, out: "Output", label: str) -> None:
     """Copy a database into a file, and look at the copy."""
     with contextlib.closing(sqlite3.connect(target)) as copy:
-        copy_pages(source.connection, copy, source.timeout, out, label)
+        copy_pages(source, copy, out, label)
     with Database(target) as copied:
         check_equal(copied, source)
 
@@ -2067,36 +2075,68 @@ def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) 
             file_size(size_of(path)) if os.path.exists(path) else "which does not exist and will be created"))
         confirm(options, out, "restore", path)
         aside = free_name(path, "replaced")
-        report.update(backup=os.path.abspath(backup), kept_aside=aside)
+        report.update(backup=os.path.abspath(backup))
         (replace_content if usable else put_in_place)(source, path, aside, out)
     if os.path.exists(aside):
+        report.update(kept_aside=aside)
         out.line("The content before is kept in %s" % aside)
     out.write("Done: %s is as %s was." % (path, backup))
     return 0
 
 
 def readable(path: str, timeout: float) -> bool:
-    """Whether SQLite can read the file at all. Raises sqlite3.OperationalError if it is locked."""
+    """Whether SQLite can read the file at all. Raises sqlite3.OperationalError if it is locked or can't be opened."""
     try:
         with Database(path, "rw", timeout) as db:
             return bool(db.all("SELECT count(*) FROM main.sqlite_master"))
     except sqlite3.DatabaseError as error:
-        if is_locked(error):
+        if is_locked(error) or "unable to open" in str(error) or "readonly" in str(error):
             raise
         return False
 
 
+@contextlib.contextmanager
+def file_lock(path: str) -> Iterator[None]:
+    """Hold the lock of a process that writes `path`, where SQLite itself can't read the file. Not for Windows.
+
+    Raises sqlite3.OperationalError where another process has it open in WAL mode, reads or writes. The bytes are
+    those of https://sqlite.org/fileformat.html#the_lock_byte_page; Windows renames no file that is open.
+    """
+    with open(path, "rb+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 512, 0x40000000)
+        except OSError:
+            raise sqlite3.OperationalError("database is locked") from None
+        yield
+
+
 def put_in_place(source: Database, path: str, aside: str, out: "Output") -> None:
-    """Restore where there is no database that SQLite could write into: the file there, if any, is renamed
-    with the -wal and -journal that belong to it, but not before the new one is complete."""
+    """Restore where there is no database that SQLite could write into: the file there, if any, is kept aside
+    with the -wal and -journal that belong to it, when the new one is complete."""
     like = os.stat(path if os.path.exists(path) else os.path.dirname(path))
 
-    def make_way() -> None:
-        for end in ("", "-wal", "-journal"):
-            if os.path.exists(path + end):
-                os.rename(path + end, aside + end)
+    def take_its_place(partial: str, final: str) -> None:
+        if not os.path.exists(final):
+            return give_new_name(partial, final)
+        moved = []
+        try:
+            give_link(final, aside)
+            for end in ("-wal", "-journal"):
+                if os.path.exists(final + end):
+                    os.rename(final + end, aside + end)
+                    moved.append(end)
+            os.replace(partial, final)
+        except OSError:
+            for end in moved:
+                os.rename(aside + end, final + end)
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
 
-    with private_file(path, make_way) as partial:
+    with contextlib.ExitStack() as stack:
+        if os.path.exists(path) and fcntl:
+            stack.enter_context(file_lock(path))
+        partial = stack.enter_context(private_file(path, take_its_place))
         copy_checked(source, partial, out, "  restore")
         if os.path.exists(path):
             os.chmod(partial, like.st_mode & 0o777)
@@ -2104,6 +2144,14 @@ def put_in_place(source: Database, path: str, aside: str, out: "Output") -> None
         with contextlib.suppress(OSError):
             os.unlink(path + "-shm")
     CHANGED.append("the backup is restored")
+
+
+def give_link(path: str, name: str) -> None:
+    """Give a file a second name; a copy, where the file system has no hard links."""
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
 
 
 def replace_content(source: Database, path: str, aside: str, out: "Output") -> None:
@@ -2115,11 +2163,11 @@ def replace_content(source: Database, path: str, aside: str, out: "Output") -> N
         db.all("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
         # Unchecked: what is there may be damaged, or why restore?
         with private_file(aside) as partial, contextlib.closing(sqlite3.connect(partial)) as copy:
-            copy_pages(db.connection, copy, db.timeout, out, "  keep aside")
+            copy_pages(db, copy, out, "  keep aside")
         try:
             if db.value("PRAGMA page_size") != source.value("PRAGMA page_size"):
                 db.all("PRAGMA journal_mode = DELETE")  # the page size of a WAL database can't change
-            copy_pages(source.connection, db.connection, source.timeout, out, "  restore")
+            copy_pages(source, db.connection, out, "  restore")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 db.connection.execute("PRAGMA main.journal_mode = " + journal_mode)
@@ -2129,7 +2177,9 @@ def replace_content(source: Database, path: str, aside: str, out: "Output") -> N
             raise Stop("%s; the content is also in %s" % (explain(error), aside), explain(error).status,
                        explain(error).advice) from error
         CHANGED.append("the backup is restored; the content before is in %s" % aside)
-        db.all("PRAGMA main.journal_mode = " + journal_mode)
+        if db.value("PRAGMA main.journal_mode = " + journal_mode) == "wal":
+            with contextlib.suppress(OSError):  # the exclusive mode keeps it, and no one needs it now
+                os.unlink(path + "-journal")
         db.all("PRAGMA locking_mode = NORMAL")
         check_equal(db, source)
 
@@ -2240,6 +2290,8 @@ def refusing_triggers(run: Run) -> Iterator[str]:
 def rehearsal_time(options: argparse.Namespace) -> str:
     """How long a rehearsal of this database took, where --report names its report."""
     try:
+        if not os.path.isfile(options.report):  # a pipe would wait for ever
+            raise ValueError
         with open(options.report, encoding="utf-8") as file:
             earlier = json.load(file)
         if (earlier["status"], earlier["database"]["path"]) == ("rehearsed", options.path):
@@ -2665,14 +2717,16 @@ def find_database(options: argparse.Namespace, out: Output) -> str:
 def check_targets(options: argparse.Namespace) -> None:
     """Raise Stop where a file to be written has no place, or is also another file of the run."""
     taken = {options.path + end: "DATABASE" for end in ("", "-wal", "-shm", "-journal")}
-    for flag in ("--restore", "--backup", "--output", "--report", "--sql"):
+    for flag in ("--report", "--restore", "--backup", "--output", "--sql"):
         path = getattr(options, flag[2:])
+        options.report_allowed = flag != "--report"  # whose own place was looked at first
         if path is None or (flag == "--report" and path == "-"):
             continue
         if path in ("", "-"):
             raise Stop("%s '%s' names no file" % (flag, path), 2, "name one")
         real = os.path.realpath(path)
         if real in taken:
+            options.report_allowed &= taken[real] != "--report"
             raise Stop("%s %s: that is %s" % (flag, path, taken[real]), 2, "name another file")
         taken[real] = flag
         if os.path.isdir(real) or not os.path.isdir(os.path.dirname(real)):
@@ -2686,7 +2740,8 @@ def check_targets(options: argparse.Namespace) -> None:
             with open(real, "rb") as file:
                 if file.read(15) == b"SQLite format 3":
                     raise Stop("%s %s is a database" % (flag, path), 2, "name another file")
-    options.report_allowed = True
+        if flag == "--sql" and os.path.exists(real) and stat.S_ISFIFO(os.stat(real).st_mode):
+            raise Stop("--sql %s is a pipe, for whose reader the transaction would wait" % path, 2, "name a file")
 
 
 def explain(error: BaseException) -> Stop:
@@ -2705,12 +2760,16 @@ def explain(error: BaseException) -> Stop:
         return Stop("a CREATE statement of the schema holds bytes that are not UTF-8, perhaps in a comment", 1,
                     "write it anew in UTF-8, and run again")
     if isinstance(error, sqlite3.IntegrityError):
-        return Stop("a constraint that the database had would be broken by right roots or names: %s" % text, 3,
-                    "change those rows or that constraint, and run again")
+        return Stop("a constraint that the database had does not hold for its rows, or not with right roots or names: "
+                    + text, 3, "change those rows or that constraint, and run again")
+    if "malformed database schema" in text:
+        return Stop("SQLite %s can't read the schema, which is damaged or needs a newer one: %s" % (
+            sqlite3.sqlite_version, text), 1, "run this with the Python that the app runs on")
     if "not a database" in text or "malformed" in text or "corrupt" in text:
         return Stop("the database is damaged or encrypted: %s" % text, 1,
                     "restore a backup of it, or see sqlite3's .recover")
-    return Stop(text, 1, "run with -v to see the statement")
+    return Stop(text, 1, "run with -v to see the statement" if isinstance(error, sqlite3.Error)
+                else "look at that file, its disk and TMPDIR")
 
 
 def new_report(options: argparse.Namespace) -> Dict[str, Any]:
@@ -2735,7 +2794,8 @@ def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -
             if getattr(options, one) and getattr(options, other):
                 raise Stop("--%s and --%s don't go together" % (one, other), 2, "see --help")
     options.path = find_database(options, out)
-    if re.search(r"\.backup-\d{8}T\d{6}Z", options.path) and not (options.dry_run or options.output or options.verify):
+    reads = options.dry_run or options.output or options.verify
+    if re.search(r"\.backup-\d{8}T\d{6}Z", os.path.basename(options.path)) and not reads:
         raise Stop("%s is a backup" % options.path, 2, "name the database, or a copy of the backup")
     report["database"].update(path=options.path)
     check_targets(options)
@@ -2761,31 +2821,36 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        options = make_parser().parse_args(arguments)
-    except Stop as error:
-        complain("error: %s; nothing was changed; %s" % (error, error.advice))
-        return error.status
     del SIGNALS[:], CHANGED[:]
+    with on_signal(lambda number, frame: SIGNALS.append(number)):
+        try:
+            options = make_parser().parse_args(arguments)
+        except Stop as error:
+            complain("error: %s; nothing was changed; %s" % (error, error.advice))
+            return error.status
+        return run_and_report(options)
+
+
+def run_and_report(options: argparse.Namespace) -> int:
+    """Do what the options say, explain what goes wrong, write the report; the exit status."""
     options.report_allowed = options.sample = False
     out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)
     report, started = new_report(options), time.monotonic()
-    with on_signal(lambda number, frame: SIGNALS.append(number)):
-        try:
-            status = dispatch(options, out, report)
-        except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
-            stop = error if isinstance(error, Stop) else explain(error)
-            status = stop.status
-            report.update(status=STATUSES.get(status, "failed"), message=str(stop))
-            said = " ".join("; ".join([str(stop), CHANGED[0] if CHANGED else "nothing was changed", *report["warnings"],
-                                       stop.advice]).rstrip("; ").split())
-            out.write("", end="")
-            if status:
-                complain("error: " + said)
-            else:
-                out.write(said[0].upper() + said[1:])
-        report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
-        finish_report(options, report)
+    try:
+        status = dispatch(options, out, report)
+    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
+        stop = error if isinstance(error, Stop) else explain(error)
+        status = stop.status
+        report.update(status=STATUSES.get(status, "failed"), message=str(stop))
+        said = " ".join("; ".join([str(stop), CHANGED[0] if CHANGED else "nothing was changed", *report["warnings"],
+                                   stop.advice]).rstrip("; ").split())
+        out.write("", end="")
+        if status:
+            complain("error: " + said)
+        else:
+            out.write(said[0].upper() + said[1:])
+    report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
+    finish_report(options, report)
     return status
 
 
@@ -2811,4 +2876,7 @@ def finish_report(options: argparse.Namespace, report: Dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    for late in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(late, signal.SIG_IGN)  # what was done and said stands
+    sys.exit(exit_status)

@@ -671,3 +671,78 @@ def test_phases_one_by_one_end_as_one_run_does(tmp_path):
         run(path, "--yes", "--no-backup", "--phases", phases)
     run(path, "--verify")
     assert "Nothing to do" in run(path, "--yes").stdout
+
+
+LOCK = "import fcntl, sys; f = open(sys.argv[1], 'rb+'); fcntl.lockf(f, %s, 1, %d); print('ready', flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("lock", [("fcntl.LOCK_EX", 0x40000001), ("fcntl.LOCK_SH", 0x40000002)])
+def test_restore_waits_for_no_lock_where_sqlite_can_not_read_the_file(tmp_path, lock):
+    """A schema for a newer SQLite, the app writing (RESERVED) or in WAL mode (SHARED): nothing may be renamed."""
+    path, backup = build(tmp_path / "goals.db"), build(tmp_path / "kept.db", instances=1)
+    script(path, "CREATE TABLE newer (a)", "PRAGMA writable_schema = ON",
+           "UPDATE sqlite_master SET sql = 'CREATE TABLE newer (a) NEW_WORD' WHERE name = 'newer'")
+    before = digest(path)
+    app = subprocess.Popen([sys.executable, "-c", LOCK % lock, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    app.stdout.readline()
+    run(path, "--restore", backup, "--yes", status=4)
+    app.communicate()
+    assert digest(path) == before and sorted(os.listdir(str(tmp_path))) == ["goals.db", "kept.db"]
+    assert "can't read the schema" in run(path, "--verify", status=1).stderr
+    run(path, "--restore", backup, "--yes")
+    assert content(path) == content(backup)
+
+
+@pytest.mark.parametrize("fails", ["link", "replace"])
+def test_a_restore_that_can_not_rename_leaves_everything_in_its_place(tmp_path, monkeypatch, capsys, fails):
+    import migrate_database_improvements as product
+    path, backup = tmp_path / "goals.db", build(tmp_path / "kept.db")
+    path.write_bytes(b"garbage" * 999)
+
+    def refuse(*names):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(product.os, fails, refuse)
+        status = product.main([str(path), "--restore", backup, "--yes"])
+    names = set(os.listdir(str(tmp_path)))
+    if fails == "link":  # copied instead, as on a file system without hard links
+        assert status == 0 and content(path) == content(backup)
+    else:
+        assert status == 1 and "nothing was changed" in capsys.readouterr().err
+        assert path.read_bytes() == b"garbage" * 999 and names == {"goals.db", "kept.db"}
+
+
+def test_a_pipe_for_the_report_is_not_read(database, tmp_path):
+    os.mkfifo(str(tmp_path / "pipe"))
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    run(database, "--yes", "--no-backup", "--report", tmp_path / "pipe")
+    assert json.loads(reader.communicate(timeout=20)[0].decode())["status"] == "done"
+    run(database, "--dry-run", "--sql", tmp_path / "pipe", status=2)
+
+
+def test_a_restore_leaves_no_journal_beside_a_wal_database(migrated, tmp_path):
+    backup = str(tmp_path / "b.db")
+    shutil.copy(str(SAMPLE), backup)
+    for path, size in ((backup, 1024), (migrated, 4096)):
+        script(path, "PRAGMA journal_mode = DELETE", "PRAGMA page_size = %d" % size, "VACUUM", "PRAGMA journal_mode = WAL")
+    run(migrated, "--restore", backup, "--yes")
+    assert not [name for name in os.listdir(str(tmp_path)) if name.endswith("-journal")]
+    assert content(migrated) == content(backup)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_line_denies_nothing(tmp_path, number):
+    path = build(tmp_path / "goals.db", instances=1)
+    for flags in (["--dry-run"], ["--yes"], ["--yes"]):
+        process = subprocess.Popen([sys.executable, str(SCRIPT), path, "-q"] + flags, stdout=subprocess.PIPE,
+                                   stdin=subprocess.DEVNULL, env=environment())
+        process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_folder_named_like_a_backup_holds_no_backup(tmp_path):
+    folder = tmp_path / "srv.backup-20260101T000000Z"
+    folder.mkdir()
+    run(build(folder / "goals.db", instances=1), "--yes")
