@@ -532,6 +532,22 @@ def declaration(name: str, column: str, table: Table) -> str:
     return "%s %s %s" % (quote(column), STRICT_TYPES.get(first, first) if table.strict else first, rest)
 
 
+def strings_like(sql: str, names: Sequence[str]) -> List[Token]:
+    """The tokens in double quotes that are no column of today's, but will be one of these new names: SQLite takes
+    them for strings (https://sqlite.org/quirks.html#dblquote)."""
+    tokens = tokenize(sql)
+    columns = [item[0] for item in parse_table(sql).items] if tokens[1].word == "TABLE" else []
+    return [token for before, token in zip(tokens, tokens[1:]) if token.text[0] == '"' and lower(token.name) in names
+            and before.text != "." and before.word != "AS" and token not in columns]
+
+
+def requoted(sql: str, names: Sequence[str]) -> str:
+    """A statement in which such strings are in single quotes, to stay what they are."""
+    for token in reversed(strings_like(sql, names)):
+        sql = sql[:token.start] + literal(token.name) + sql[token.end:]
+    return sql
+
+
 def edit_table(name: str, table: Table, skip: Sequence[str]) -> Optional[str]:
     """The text of `table` after its name, brought to the target; None if it is there already.
 
@@ -888,15 +904,15 @@ def derived(schema: Dict[str, Table], name: str, row: str) -> str:
 
 def derived_goal(schema: Dict[str, Table], row: str) -> str:
     """SQL for the root of a row of goals, by the rules of DESIGN.md section 4."""
-    stored = "NULLIF({row}.root_id, '')"
+    stored = "NULLIF(%s.root_id, '')" % row
     links = link_columns(schema)
     if links:
-        roots = ("SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {{row}}.id "
-                 "AND l.id <> {{row}}.id").format(*links)
-        stored = "COALESCE(CASE WHEN {row}.root_id IN (%s) THEN {row}.root_id END, (%s ORDER BY k.%s LIMIT 1), %s)" % (
-            roots, roots, link_order(schema), stored)
-    return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {row}.parent_id), CASE WHEN {row}.type = '{session}' "
-            "AND {row}.parent_id IS NULL THEN " + stored + " END, {row}.id)").format(row=row, session=SESSION)
+        roots = ("SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {row}.id "
+                 "AND l.id <> {row}.id").format(*links, row=row)
+        stored = ("COALESCE(CASE WHEN {0}.root_id IN ({1}) THEN {0}.root_id END, ({1} ORDER BY k.{2} LIMIT 1), {3})"
+                  .format(row, roots, link_order(schema), stored))
+    return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {0}.parent_id), CASE WHEN {0}.type = '{1}' "
+            "AND {0}.parent_id IS NULL THEN {2} END, {0}.id)").format(row, SESSION, stored)
 
 
 def reroot_sessions(schema: Dict[str, Table], which: str) -> str:
@@ -918,6 +934,14 @@ def follow(schema: Dict[str, Table], parent: str, row: str) -> List[str]:
     return found
 
 
+def not_done(table: Table, when: str) -> str:
+    """The statement after one that gives NEW its root: OR IGNORE in the app's statement may have skipped that one,
+    if another row has the same values under an owner's UNIQUE (https://sqlite.org/lang_createtrigger.html)."""
+    old = "''" if when == EMPTY else "OLD.root_id"
+    return refuse("root_id of %s can't be set: UNIQUE values of another row" % table.name) + (
+        " WHERE {0} AND (SELECT root_id FROM {1} WHERE {2} = NEW.{2}) = {3}".format(when, table.quoted, table.key, old))
+
+
 def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     """Fill, guard and move for a table whose rows take their root from a parent row."""
     table, root = schema[name].name, derived(schema, name, "NEW")
@@ -926,6 +950,7 @@ def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     # a row, and OR IGNORE in the app's statement can't skip it, as it would a NULL.
     fill = "UPDATE {0} SET root_id = COALESCE({1}, '') WHERE {2} = NEW.{2} AND {3}".format(
         quote(table), root, schema[name].key, EMPTY)
+    unfilled, unmoved = (not_done(schema[name], when) for when in (EMPTY, "OLD.root_id <> " + root))
     if not parents:
         missing = refuse("%s.root_id is missing: name the fractal" % name)
         return [trigger("trg_%s_fill" % name, "AFTER INSERT", table, EMPTY, missing),
@@ -936,12 +961,13 @@ def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
     orphan = refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (
         name, ", ".join(columns))) + " WHERE %s AND %s IS NULL" % (EMPTY, root)
     return [
-        trigger("trg_%s_fill" % name, "AFTER INSERT", table, "", mismatch, fill),
+        trigger("trg_%s_fill" % name, "AFTER INSERT", table, "", mismatch, fill, unfilled),
         trigger("trg_%s_guard" % name, "AFTER UPDATE OF root_id", table,
                 EMPTY + " OR (NEW.root_id <> OLD.root_id AND OLD.root_id <> '')", mismatch, orphan, fill),
         trigger("trg_%s_move" % name, "AFTER UPDATE OF " + ", ".join(columns), table,
                 "NEW.root_id = OLD.root_id AND NEW.root_id <> %s" % root,
-                "UPDATE {0} SET root_id = {1} WHERE {2} = NEW.{2}".format(quote(table), root, schema[name].key))]
+                "UPDATE {0} SET root_id = {1} WHERE {2} = NEW.{2}".format(quote(table), root, schema[name].key),
+                unmoved)]
 
 
 def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
@@ -980,7 +1006,8 @@ def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
     nameless = refuse("goals.root_id cannot be derived: the row has no id") + " WHERE COALESCE(NEW.id, '') = ''"
     cycle = refuse("goals.parent_id: a goal cannot be moved under itself or its own descendant")
     return [
-        trigger("trg_goals_fill", "AFTER INSERT", table, "", own + " AND " + EMPTY, below,
+        trigger("trg_goals_fill", "AFTER INSERT", table, "", own + " AND " + EMPTY,
+                not_done(schema["goals"], EMPTY), below,
                 *linked_sessions(schema, "NEW"), *follow(schema, "goals", "NEW")),
         trigger("trg_goals_refill", "AFTER UPDATE OF root_id", table, EMPTY, nameless, own),
         trigger("trg_goals_guard_insert", "BEFORE INSERT", table,
@@ -997,7 +1024,7 @@ def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
                 # Not where ON DELETE SET NULL frees the children of a fractal that is being deleted.
                 "NEW.type IS NOT OLD.type OR (NEW.parent_id IS NOT OLD.parent_id AND (NEW.parent_id IS NOT NULL "
                 "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.root_id, OLD.parent_id))))",
-                own + " AND root_id <> " + root, below),
+                own + " AND root_id <> " + root, not_done(schema["goals"], "OLD.root_id <> " + root), below),
         # Not for what is deleted with its fractal, parent first: re-rooting that would be cubic in the depth.
         trigger("trg_goals_orphan", "AFTER DELETE", table,
                 "OLD.root_id = OLD.id OR OLD.parent_id IS NULL "
@@ -1185,26 +1212,31 @@ def find_doubtful_sessions(db: Database, schema: Dict[str, Table]) -> Iterator[F
 
 
 def find_cycles(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
-    """One cycle of goals.parent_id, with the number of all goals that are in cycles or below them."""
+    """The cycles of goals.parent_id, each with the number of goals in it and below it; of very many, the first."""
     table, key = schema["goals"].quoted, schema["goals"].key
     edges = dict(db.all("SELECT child, parent FROM temp.goal_parent "
-                        "WHERE child NOT IN (SELECT key FROM temp.root_goals)"))
-    if not edges:
-        return
-    at = next(iter(edges))
-    for _ in edges:  # the parent of a goal without root has none either, so this ends in a cycle
-        at = edges[at]
-    cycle = [at]
-    while edges[cycle[-1]] != at:
-        cycle.append(edges[cycle[-1]])
-    ids = [db.value("SELECT id FROM main.%s WHERE %s = %s" % (table, key, literal(member))) for member in cycle[:20]]
-    yield Finding(
-        "cycle", "goals.parent_id", "goals", len(edges), ids,
-        "WITH RECURSIVE tree(id) AS (SELECT g.id FROM {0} g WHERE NOT EXISTS (SELECT 1 FROM {0} p WHERE p.id = "
-        "g.parent_id) UNION ALL SELECT g.id FROM {0} g JOIN tree ON g.parent_id = tree.id) "
-        "SELECT id, parent_id FROM {0} WHERE id NOT IN (SELECT id FROM tree)".format(table),
-        "UPDATE %s SET parent_id = NULL WHERE id = %s (it becomes a fractal of its own), or name the right parent "
-        "of one of these; the query also shows what hangs below" % (table, literal(ids[0])), False)
+                        "WHERE child NOT IN (SELECT key FROM temp.root_goals) ORDER BY child"))
+    seen: Dict[Any, Any] = {}  # goal -> the one from which the walk came there
+    cycles = 0
+    for start in edges:
+        at = start
+        while at not in seen:  # the parent of a goal without root has none either
+            seen[at] = start
+            at = edges[at]
+        if seen[at] == start and cycles < 20:
+            cycles += 1
+            cycle = [at]
+            while edges[cycle[-1]] != at:
+                cycle.append(edges[cycle[-1]])
+            ids = [db.value("SELECT id FROM main.%s WHERE %s = %s" % (table, key, literal(member)))
+                   for member in cycle[:20]]
+            query = ("WITH RECURSIVE tree(id) AS (SELECT {1} UNION SELECT g.id FROM {0} g JOIN tree ON g.parent_id = "
+                     "tree.id) SELECT id, parent_id FROM {0} WHERE id IN (SELECT id FROM tree)"
+                     .format(table, literal(ids[0])))
+            yield Finding(
+                "cycle", "goals.parent_id", "goals", count_and_first(db, query)[0], ids, query,
+                "UPDATE %s SET parent_id = NULL WHERE id = %s (it becomes a fractal of its own), or name the right "
+                "parent of one of these; the query also shows what hangs below" % (table, literal(ids[0])), False)
 
 
 def find_decisions(db: Database, schema: Dict[str, Table], skip: Sequence[str], phases: Sequence[str]) -> List[Finding]:
@@ -1264,8 +1296,12 @@ def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) 
     """Give all but the oldest of equal names the next number that is free among the live rows of their scope."""
     table, done = schema[finding.table], []
     db.run("CREATE TEMP TABLE equal_names AS " + duplicate_rows(schema, finding.name))
-    taken = ("SELECT 1 FROM main.{0} c JOIN temp.equal_names e ON e.key = c.{1} WHERE c.name = {{name}} AND e.scope = "
-             "(SELECT scope FROM temp.equal_names WHERE key = {{key}})".format(table.quoted, table.key))
+    db.run("CREATE INDEX temp.equal_names_key ON equal_names (key)")
+    db.run("CREATE INDEX temp.equal_names_name ON equal_names (scope, name COLLATE NOCASE)")
+    # The index finds what may be equal; whether it is, the column's own collation says.
+    taken = ("SELECT 1 FROM temp.equal_names e JOIN main.{0} c ON c.{1} = e.key AND c.name = {{name}} WHERE e.scope = "
+             "(SELECT scope FROM temp.equal_names WHERE key = {{key}}) AND e.name = {{name}} COLLATE NOCASE"
+             .format(table.quoted, table.key))
     number, group = 1, None
     for key, identity, name, scope in db.all("SELECT key, id, name, scope FROM temp.equal_names WHERE position > 1 "
                                              "ORDER BY scope, name, position"):
@@ -1275,6 +1311,7 @@ def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) 
         db.run("UPDATE main.%s SET name = name || ' (%d)' WHERE %s = %s" % (
             table.quoted, number, table.key, literal(key)))
         after = db.value("SELECT name FROM main.%s WHERE %s = %s" % (table.quoted, table.key, literal(key)))
+        db.run("UPDATE temp.equal_names SET name = %s WHERE key = %s" % (literal(after), literal(key)))
         done.append({"kind": "renamed", "table": finding.table, "id": as_json(identity),
                      "before": as_json(name), "after": as_json(after)})
     db.run("DROP TABLE temp.equal_names")
@@ -1286,8 +1323,9 @@ def quarantine(db: Database, table: Table, finding: Finding, now: str) -> List[D
     db.run(table_text("migration_quarantine", OWN_TABLES["migration_quarantine"]))
     columns = [c.name for c in table.columns.values() if not c.generated]
     done = []
-    for row in db.all("SELECT c.%s, %s FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE r.root IS NULL" % (
-            table.key, ", ".join("c." + quote(c) for c in columns), finding.table, table.quoted, table.key)):
+    lost = "r.root IS NULL" + " AND COALESCE(c.id, '') = ''" * (finding.table == "goals")  # not what is below it
+    for row in db.all("SELECT c.%s, %s FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE %s" % (
+            table.key, ", ".join("c." + quote(c) for c in columns), finding.table, table.quoted, table.key, lost)):
         values = dict(zip(columns, row[1:]))
         identity = next(value for column, value in values.items() if column.lower() == "id")
         text = json.dumps({column: as_json(value) for column, value in values.items()})
@@ -1330,6 +1368,8 @@ class Run:
         self.check_preconditions()
         self.check_names()
         self.check_texts()
+        self.check_quotes()
+        self.check_spellings()
         self.report["not_compiling_before"] = not_compiling(db)
         stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
         self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
@@ -1354,6 +1394,8 @@ class Run:
                     if parent in TABLES and parent not in self.schema and self.schema[name].has(column)}
             if lost:  # to a table that is yet to be created
                 self.before.update(count_true(self.db, "main." + self.schema[name].quoted, lost))
+        self.before.update({name: count_and_first(self.db, query)[0]
+                            for name, query in other_violations(self.db, self.schema).items()})
         self.report["references_to_missing_rows"] = dict(self.before)  # for the log of phases that do not audit
         self.rows = {name: self.db.value("SELECT count(*) FROM main." + table.quoted)
                      for name, table in self.schema.items() if name in TABLES}
@@ -1384,6 +1426,7 @@ class Run:
 
     def check_names(self) -> None:
         """Raise Stop where something else has a name that the migration needs."""
+        triggers, migrated = self.to_trigger(), read_table(self.db, "migration_log")
         owners = {("trigger", one.name): one.table.lower() for one in wanted_triggers(self.db, self.schema).values()}
         owners.update({("index", name): on.partition(" ")[0] for name, on in INDEXES.items()})
         owners.update({("index", name): table for name, (table, _) in UNIQUE_NAMES.items()})
@@ -1391,7 +1434,8 @@ class Run:
             owner = owners.get(("trigger" if kind == "trigger" else "index", name.lower()), table.lower())
             ours = OWN_TABLES.get(name.lower()) if kind != "trigger" else None
             found = read_table(self.db, name) if ours and kind == "table" else None
-            if table.lower() != owner or (ours and (not found or list(found.columns) != list(ours))):
+            not_ours = kind == "trigger" and name.lower() in triggers and not migrated
+            if table.lower() != owner or not_ours or (ours and (not found or list(found.columns) != list(ours))):
                 raise Stop("the %s %s%s has a name that the migration needs" % (
                     kind, name, " of %s" % table if table != name else ""), advice="rename it")
 
@@ -1401,6 +1445,33 @@ class Run:
             if not is_utf8(name + (sql or "")) and (table in self.edited or (kind == "trigger" and table in TABLES)):
                 raise Stop("the CREATE statement of the %s %s holds bytes that are not UTF-8, perhaps in a comment" % (
                     kind, name), advice="write it anew in UTF-8")
+
+    def check_quotes(self) -> None:
+        """Raise Stop where a string in double quotes would become a new column; `rebuild` mends what it recreates."""
+        columns: Dict[str, List[str]] = {}
+        for table, column in self.db.all("SELECT lower(m.name), lower(p.name) FROM main.sqlite_master m, "
+                                         "pragma_table_xinfo(m.name) p WHERE m.type = 'table' AND m.rootpage > 0"):
+            columns.setdefault(table, []).append(column)
+        for kind, name, owner, sql in self.db.all("SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master "
+                                                  "WHERE type IN ('table', 'index', 'view', 'trigger') AND sql > ''"):
+            mentioned = {lower(token.name) for token in tokenize(sql)}
+            new = {column for table in mentioned & set(self.missing) for column in self.missing[table]}
+            old = {column for table in mentioned & set(columns) for column in columns[table]}
+            own = self.missing.get(owner, []) if owner not in self.edited else []
+            names = own if kind in ("table", "index") else sorted(new - old)
+            if names and any(strings_like(sql, names)):
+                raise Stop("the %s %s says %s for a text, and the migration adds a column of that name" % (
+                    kind, name, strings_like(sql, names)[0].text), advice="write it in single quotes")
+
+    def check_spellings(self) -> None:
+        """Raise Stop where a STRING column holds an id as a number that others refer to in another spelling."""
+        for table, column, parent in [(self.schema[name], column, parent) for name in TABLES if name in self.schema
+                                      for column, parent in references(self.schema, name)]:
+            if (is_string(parent.columns["id"].type) and not is_string(table.columns[column].type) and self.db.all(
+                    "SELECT 1 FROM main.{0} c JOIN main.{1} p ON p.id = c.{2} WHERE typeof(p.id) <> 'text' AND "
+                    "c.{2} IS NOT {3} LIMIT 1".format(table.quoted, parent.quoted, quote(column), as_text("p.id")))):
+                raise Stop("%s.id is a STRING that has made numbers of ids, which %s.%s spells otherwise"
+                           % (parent.name, table.name, column), advice="make it VARCHAR, with the ids so spelled")
 
     def to_index(self) -> Dict[str, str]:
         """CREATE statements of the wanted indexes that aren't there in that form, by name."""
@@ -1497,6 +1568,7 @@ def recreate_tables(run: Run) -> Dict[str, Any]:
     done = {}
     for name in run.edited:
         table = run.schema[name]
+        table = table._replace(sql=requoted(table.sql, run.missing[name]))
         text = edit_table(name, table, run.options.skip_constraint)
         done[name] = rebuild(run, name, table, text or table.sql[parse_table(table.sql).name_end:])
         run.out.line("  %-21s %9s rows copied and proven" % (name, "{:,}".format(done[name])))
@@ -1518,9 +1590,9 @@ def rebuild(run: Run, name: str, table: Table, text: str) -> int:
         new_name += "_"
     new = quote(new_name)
     ours = {*wanted_indexes(run.options), *wanted_triggers(db, run.schema)}
-    kept = [row[1] for row in db.all(
-        "SELECT name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL "
-        "AND lower(tbl_name) = %s ORDER BY rowid" % literal(table.name.lower())) if row[0].lower() not in ours]
+    kept = [requoted(sql, run.missing[name]) if kind == "index" else sql for kind, own_name, sql in db.all(
+        "SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL "
+        "AND lower(tbl_name) = %s ORDER BY rowid" % literal(table.name.lower())) if own_name.lower() not in ours]
     sequence = (db.all("SELECT seq FROM main.sqlite_sequence WHERE name = " + literal(table.name))
                 if "sqlite_sequence" in taken else [])
     db.run("CREATE TABLE main.%s%s" % (new, unqualified(text, table.name)))
@@ -1555,7 +1627,9 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
               else "o." + quote(c.name) for c in columns}
     names = ([key] if table.rowid else []) + [quote(c) for c in values]
     source = "FROM main.%s o LEFT JOIN temp.root_%s r ON r.key = o.%s" % (old, name, key)
-    differs = " OR ".join("n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items())
+    tests = ["n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items()]
+    # In brackets by the hundred: an expression may be 1,000 deep (https://sqlite.org/limits.html).
+    differs = " OR ".join("(%s)" % " OR ".join(tests[at:at + 100]) for at in range(0, len(tests), 100))
     copied = 0
     for where in key_ranges(db, table, old):
         # FAIL, that no conflict clause of the table may drop a row in silence; unlike ABORT it keeps
@@ -1655,6 +1729,23 @@ def goal_fault(schema: Dict[str, Table]) -> str:
                    ELSE c.root_id IS NOT c.id END""".format(SESSION, roots)
 
 
+def other_violations(db: Database, schema: Dict[str, Table]) -> Dict[str, str]:
+    """Queries for the rows, by table, that violate foreign keys of others: all that `references` knows nothing of."""
+    queries = {}
+    for name, in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0"):
+        known = schema[name.lower()].parents if name.lower() in TABLES else {}
+        keys: Dict[int, List[Tuple[str, str]]] = {}
+        for number, _, parent, column, *_ in db.all("PRAGMA main.foreign_key_list(%s)" % quote(name)):
+            keys.setdefault(number, []).append((lower(column), lower(parent)))
+        others = [str(number) for number, key in keys.items() if len(key) > 1 or known.get(key[0][0]) != key[0][1]]
+        query = 'SELECT "rowid" FROM pragma_foreign_key_check(%s) WHERE fkid IN (%s)' % (
+            literal(name), ", ".join(others))
+        with contextlib.suppress(sqlite3.OperationalError):  # foreign key mismatch: not even SQLite can tell
+            if others and db.all(query + " LIMIT 1"):
+                queries[name] = query
+    return queries
+
+
 def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List[Any], str]]:
     """For each fault that rows have: how many, the ids of the first, a query for all. One pass a table without any."""
     queries = {}
@@ -1671,17 +1762,32 @@ def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List
         queries["crossing", "practice_session_goals"] = (
             "SELECT c.id FROM main.{0} k JOIN main.goals c ON c.id = k.{1} JOIN main.goals g ON g.id = k.{2} "
             "WHERE c.root_id <> g.root_id".format(*links))
+    queries.update({("missing", name): query for name, query in other_violations(db, schema).items()})
     found = {fault: count_and_first(db, query) + (query,) for fault, query in queries.items()}
     return {fault: found[fault] for fault in found if found[fault][0]}
+
+
+# What SQLite says of functions, modules and collations that only the app has.
+APP_BRINGS = "no such (function|module|collation)|unknown function"
 
 
 def damage(db: Database, check: str = "quick_check") -> str:
     """What quick_check or integrity_check says of the file's structure; '' if nothing.
 
     That a value breaks its column's declaration is no damage, and SQLite 3.40 says it of sound ones
-    (of tables WITHOUT ROWID, of columns that ALTER TABLE added).
+    (of tables WITHOUT ROWID, of columns that ALTER TABLE added). A table that needs what only the app brings can't
+    be checked; the others can, one by one, since SQLite 3.33.
     """
-    said = [row[0] for row in db.all("PRAGMA main." + check)]
+    try:
+        said = [row[0] for row in db.all("PRAGMA main." + check)]
+    except sqlite3.OperationalError as error:
+        if not re.match(APP_BRINGS, str(error)):
+            raise
+        names = db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0")
+        checks = ["%s(%s)" % (check, quote(row[0])) for row in names]
+        if "(" in check or sqlite3.sqlite_version_info < (3, 33):
+            return ""
+        return "; ".join(filter(None, (damage(db, one) for one in checks)))
     return "; ".join([text for text in said if text != "ok" and not re.match(
         r"(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in ", text)][:3])
 
@@ -1719,7 +1825,7 @@ def not_compiling(db: Database) -> Dict[str, str]:
                 db.all("EXPLAIN " + sql)
             except sqlite3.OperationalError as error:
                 # The app may bring functions of its own; a view takes what it has triggers for.
-                if not re.match("no such (function|module|collation)|cannot modify", str(error)):
+                if not re.match(APP_BRINGS + "|cannot modify", str(error)):
                     found["%s %s" % (verb, name)] = str(error)
     return found
 
@@ -1793,7 +1899,8 @@ def row_checks(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> 
     run.report["references_to_missing_rows"] = {where: count for where, (count, _) in missing.items()}
     more = ["%s: %d rows refer to rows that no longer exist, %d more than before (%s)" % (
             where, count, count - before.get(where, 0), query) for where, (count, query) in missing.items()
-            if before is not None and count > before.get(where, 0) and not where.endswith(".root_id")]
+            if before is not None and count > before.get(where, 0) and not where.endswith(".root_id")
+            and not (standalone and "." not in where)]  # the app's own tables are the app's affair
     yield Check("references", more, "%d to rows that no longer exist, %s" % (
         sum(count for count, _ in missing.values()),
         "no more than before" if before is not None else "no earlier count to compare with") if missing else "")
@@ -2317,15 +2424,21 @@ def show_findings(run: Run) -> None:
         out.write("    resolve %s" % ("--repair does" if repaired else finding.resolve))
 
 
+def with_semicolon(sql: str) -> str:
+    """A statement and its semicolon, which must not become part of a comment; SQLite keeps those that have no end."""
+    last = [match.group() for match in TOKEN.finditer(sql) if match.lastgroup == "comment" and match.end() == len(sql)]
+    if last and last[0].startswith("--"):
+        return sql + "\n;"
+    return sql + (" */;" if last and not last[0].endswith("*/") else ";")
+
+
 def script_text(run: Run, source: str) -> str:
     """The statements of a run as a script for the sqlite3 shell."""
     header = ["-- Made by migrate_database_improvements.py %s with SQLite %s on %s" % (
                   VERSION, sqlite3.sqlite_version, run.report["started"]),
               "-- from %s. It fits an unmigrated copy of that database and no other." % " ".join(source.split()),
               ".bail on", "PRAGMA foreign_keys = OFF;", "PRAGMA legacy_alter_table = ON;", "BEGIN IMMEDIATE;"]
-    # A semicolon after a comment would be part of it.
-    ended = [sql.strip() + ("\n;" if "--" in sql.strip().rpartition("\n")[2] else ";") for sql in run.db.script]
-    return "\n".join(header + ended + ["COMMIT;", ""])
+    return "\n".join(header + [with_semicolon(sql.strip()) for sql in run.db.script] + ["COMMIT;", ""])
 
 
 def write_file(path: str, text: str) -> None:
@@ -2540,12 +2653,36 @@ def run_phases(run: Run) -> None:
                                      "seconds": round(time.monotonic() - started, 3), "done": done})
 
 
+def refill_search(run: Run) -> None:
+    """Fill full-text tables anew whose content is a table of ours and in whose columns the run has changed values.
+
+    The owner's triggers, which keep them, are put aside meanwhile, and an index that does not fit its
+    content is called malformed (https://sqlite.org/fts5.html#external_content_tables).
+    """
+    for name, sql in run.db.all("SELECT name, sql FROM main.sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%'"):
+        tokens = tokenize(sql)
+        content = [lower(after.name) for word, sign, after in zip(tokens, tokens[1:], tokens[2:])
+                   if word.word == "CONTENT" and sign.text == "="]
+        if not re.search(r"(?i)\busing\s+fts[345]\b", sql) or not content or content[-1] not in run.rows:
+            continue
+        repaired = {one["kind"] for one in run.report["repairs"] if one["table"] == content[-1]}
+        changed = set()
+        columns = {lower(row[1]) for row in run.db.all("PRAGMA main.table_info(%s)" % quote(name))}
+        if "renamed" in repaired:
+            changed.add("name")
+        if any(run.to_backfill().get(content[-1], ())):
+            changed.add("root_id")
+        if "quarantined" in repaired or changed & columns:
+            run.db.run("INSERT INTO main.{0} ({0}) VALUES ('rebuild')".format(quote(name)))
+
+
 def verify_run(run: Run) -> Dict[str, Any]:
     """[5/5] Verify what the phases before have made; raises Stop for a fault."""
+    refill_search(run)
     faults = show_checks(run, verify(run, run.before, False))
     if faults:
         raise Stop("verification found a fault: " + "; ".join(faults),
-                   advice="change the view or trigger that it names, if any, else please report this")
+                   advice="change the view, trigger or foreign key that it names, if any, else please report this")
     return {"checks": run.report["verification"]}
 
 
@@ -2563,11 +2700,21 @@ def show_checks(run: Run, checks: List[Check]) -> List[str]:
     return [fault for check in checks for fault in check.faults]
 
 
+def missing_constraints(run: Run) -> List[str]:
+    """The constraints of the target, by name, that the database has not got."""
+    indexes = {row[0] for row in run.db.all("SELECT lower(name) FROM main.sqlite_master WHERE type = 'index'")}
+    return [name for name in UNIQUE_NAMES if name not in indexes] + [
+        check for name in TABLES if name in run.schema for check in missing_checks(name, run.schema[name], ())]
+
+
 def write_log(run: Run) -> None:
     """Keep the report in migration_log, in the transaction of the run itself."""
     db, report = run.db, run.report
     db.run(table_text("migration_log", OWN_TABLES["migration_log"]))
-    text = json.dumps(dict(report, status="done", exit_code=0))
+    missing = missing_constraints(run)
+    left_out = [name for name in run.options.skip_constraint if name in missing]
+    text = json.dumps(dict(report, status="done", exit_code=0, options=dict(
+        report["options"], skip_constraint=left_out)))
     db.run("INSERT INTO main.migration_log (run_at, script_version, sqlite_version, report) VALUES (%s)" % ", ".join(
         map(literal, (report["started"], VERSION, sqlite3.sqlite_version, text))))
 
@@ -2762,6 +2909,9 @@ def explain(error: BaseException) -> Stop:
     if isinstance(error, sqlite3.IntegrityError):
         return Stop("a constraint that the database had does not hold for its rows, or not with right roots or names: "
                     + text, 3, "change those rows or that constraint, and run again")
+    if re.match(APP_BRINGS, text):
+        return Stop("an index or constraint needs what only the app brings: %s" % text, 1,
+                    "drop it, and create it again afterwards")
     if "malformed database schema" in text:
         return Stop("SQLite %s can't read the schema, which is damaged or needs a newer one: %s" % (
             sqlite3.sqlite_version, text), 1, "run this with the Python that the app runs on")

@@ -1,10 +1,12 @@
 """Whatever people and tools added to the tables survives the rebuild."""
 import random
+import shutil
 import sqlite3
+import subprocess
 
 import pytest
 from databases import PRODUCTION, SESSION_COLUMNS, build, populate
-from helpers import TABLES, assert_kept, content, digest, query, run, schema, script
+from helpers import TABLES, assert_kept, content, digest, environment, query, run, schema, script
 
 FEATURES = {  # name: (text to put into the list of columns of activity_groups, what must be in the new DDL)
     "extra column": "extra TEXT DEFAULT 'a, (b' NOT NULL",
@@ -265,3 +267,37 @@ def test_what_can_not_be_carried_over_is_refused_before_anything(database, reaso
 def test_every_table_is_known_here():
     import migrate_database_improvements as product
     assert set(product.TABLES) == set(TABLES)
+
+
+TEMPLATES = "CREATE TABLE session_templates (id VARCHAR PRIMARY KEY, root_id VARCHAR %s, name VARCHAR %s)"
+
+
+@pytest.mark.parametrize("root, more, kept", [
+    ("REFERENCES goals(id) NOT NULL DEFERRABLE INITIALLY DEFERRED", "", "ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED"),
+    ("REFERENCES goals(id) DEFAULT 3 NOT DEFERRABLE", "", "ON DELETE CASCADE NOT DEFERRABLE"),
+    ("REFERENCES goals(id) ON DELETE CASCADE ON DELETE SET NULL", "", "REFERENCES goals(id) ON DELETE CASCADE,"),
+    ("", ", mood TEXT CHECK (session_templates.'mood' <> 'bad')", "CHECK (\"mood\" <> 'bad')"),
+    ("", ", mood TEXT CHECK (main.session_templates.mood <> 'bad')", "CHECK (\"mood\" <> 'bad')"),
+    ("", ', "true" TEXT CHECK (session_templates.true IS NULL)', 'CHECK ("true" IS NULL)'),
+    ("", ", \u00e4 TEXT, \u00c4 TEXT, \ufeff mood TEXT", "\u00e4 TEXT, \u00c4 TEXT, \ufeff mood TEXT")])
+def test_odd_declarations_keep_their_meaning(database, root, more, kept):
+    script(database, "DROP TABLE session_templates", TEMPLATES % (root, more))
+    run(database, "--yes", "--no-backup")
+    sql = " ".join(query(database, "SELECT sql FROM sqlite_master WHERE name = 'session_templates'")[0][0].split(" "))
+    assert kept in sql + ",", sql
+    run(database, "--verify")
+
+
+def test_a_default_true_of_a_text_column_is_copied(database):
+    script(database, "ALTER TABLE goals ADD COLUMN shown VARCHAR DEFAULT TRUE", "ALTER TABLE goals ADD COLUMN hidden BOOLEAN DEFAULT FALSE")
+    run(database, "--yes", "--no-backup")
+    assert query(database, "SELECT DISTINCT shown, typeof(shown), hidden, typeof(hidden) FROM goals") == [("1", "text", 0, "integer")]
+
+
+def test_a_comment_without_end_does_not_swallow_the_script(database, tmp_path):
+    script(database, "CREATE INDEX open_end ON goals (name) /* to do")
+    shutil.copy(database, str(tmp_path / "copy.db"))
+    run(database, "--yes", "--no-backup", "--sql", tmp_path / "run.sql")
+    subprocess.run(["sqlite3", str(tmp_path / "copy.db")], stdin=open(str(tmp_path / "run.sql")), check=True,
+                   env=environment(LD_LIBRARY_PATH=""), stdout=subprocess.DEVNULL)
+    run(tmp_path / "copy.db", "--verify")

@@ -1,5 +1,6 @@
 """What owners of databases have added, and how it gets on with the migration."""
 import re
+import sqlite3
 
 import pytest
 from databases import build
@@ -250,3 +251,123 @@ def test_odd_sessions_get_their_root(migrated):
         run(migrated, "--verify")
         script(migrated, "DELETE FROM goals WHERE id IN ('odd', 'self')", "DELETE FROM practice_session_goals WHERE "
                "practice_session_id = 'self'")
+
+
+@pytest.mark.parametrize("table, columns, untidy, flags", [
+    ("session_templates", "name", "INSERT INTO session_templates (id, root_id, name) VALUES ('t1', 'goal-0-00', 'Twice'), "
+     "('t2', 'goal-0-00', 'Twice')", ["--repair"]),
+    ("activity_definitions", "name", "INSERT INTO activity_definitions (id, root_id, name) VALUES ('lost', '', 'Twice')", ["--repair"]),
+    ("goals", "name, root_id", "UPDATE goals SET description = 'new'", [])])
+def test_full_text_tables_fit_their_content_after_repairs_and_backfill(database, table, columns, untidy, flags):
+    script(database, untidy, "CREATE VIRTUAL TABLE found USING fts5(%s, content='%s')" % (columns, table),
+           "INSERT INTO found (found) VALUES ('rebuild')")
+    run(database, "--yes", "--no-backup", *flags)
+    script(database, "INSERT INTO found (found, rank) VALUES ('integrity-check', 1)")  # raises where it does not
+    assert len(query(database, "SELECT * FROM found WHERE found MATCH 'twice'")) == (2 if table == "session_templates" else 0)
+
+
+def test_strings_in_double_quotes_stay_strings(database):
+    script(database, "ALTER TABLE activity_instances ADD COLUMN state VARCHAR CHECK (state IN (\"planned\", \"completed\", \"data\"))",
+           "UPDATE activity_instances SET state = 'completed'",
+           "CREATE UNIQUE INDEX once ON activity_instances (state) WHERE state = \"data\"",
+           "CREATE VIEW aliases AS SELECT id AS \"notes\" FROM activity_instances",
+           "CREATE VIEW done AS SELECT id FROM activity_instances WHERE state = \"completed\"")
+    before = digest(database)
+    assert 'the view done says "completed" for a text' in run(database, "--yes", status=1).stderr
+    script(database, "DROP VIEW done")
+    assert "says" in run(database, "--yes", "--phases", "columns,backfill,indexes", status=1).stderr
+    assert digest(database) != before
+    run(database, "--yes", "--no-backup")
+    script(database, "UPDATE activity_instances SET state = 'data' WHERE rowid = 1")
+    for state, where in (("data", 2), ("other", 2)):
+        with pytest.raises(sqlite3.IntegrityError):
+            script(database, "UPDATE activity_instances SET state = '%s' WHERE rowid = %d" % (state, where))
+    run(database, "--verify")
+
+
+def test_an_instead_of_trigger_that_would_break_is_named_whatever_was_broken_before(database):
+    script(database, "CREATE VIEW quick AS SELECT id, root_id, name FROM session_templates",
+           "CREATE VIEW old AS SELECT root_id FROM activity_definitions d, activity_groups g",
+           "CREATE VIEW report AS SELECT root_id, value FROM metric_values, goals",
+           "CREATE TRIGGER quick_insert INSTEAD OF INSERT ON quick BEGIN INSERT INTO session_templates "
+           "VALUES (NEW.id, NEW.root_id, NEW.name, NULL, NULL, NULL); END")
+    broken = len(query(database, "SELECT * FROM pragma_table_info('metric_values') WHERE name = 'root_id'"))
+    said = run(database, "--dry-run", status=1).stderr
+    assert not broken and "INSERT quick does not compile any more" in said and "quick_insert" in said
+    assert "SELECT report does not compile any more: ambiguous column name: root_id" in said and "SELECT old" not in said
+
+
+def test_an_owners_trigger_under_a_name_of_ours_is_refused(database):
+    script(database, "CREATE TABLE audit (id)",
+           "CREATE TRIGGER trg_goals_follow AFTER UPDATE ON goals BEGIN INSERT INTO audit VALUES (NEW.id); END")
+    assert "trigger trg_goals_follow of goals has a name that the migration needs" in run(database, "--yes", status=1).stderr
+
+
+def test_a_foreign_key_of_an_owners_table_that_would_be_violated_stops_the_run(database):
+    script(database, "CREATE UNIQUE INDEX both ON goals (id, root_id)",
+           "CREATE TABLE note (goal, root, FOREIGN KEY (goal, root) REFERENCES goals (id, root_id))",
+           "INSERT INTO note VALUES ('gone', 'already')")
+    run(database, "--dry-run")
+    script(database, "UPDATE goals SET root_id = 'wrong' WHERE id = 'goal-0-01'", "INSERT INTO note VALUES ('goal-0-01', 'wrong')")
+    assert "note: 2 rows refer to rows that no longer exist, 1 more than before" in run(database, "--yes", status=1).stderr
+
+
+def test_what_only_the_app_brings_hinders_no_other_table(database):
+    connection = sqlite3.connect(database)
+    connection.create_collation("local", lambda one, other: (one > other) - (one < other))
+    connection.execute("CREATE TABLE contacts (name TEXT COLLATE local UNIQUE)")
+    connection.execute("INSERT INTO contacts VALUES ('x')")
+    connection.commit()
+    run(database, "--yes", "--no-backup")
+    run(database, "--verify")
+    connection.execute("CREATE INDEX local_names ON goals (name COLLATE local)")
+    connection.close()
+    assert "drop it, and create it again" in run(database, "--yes", status=1).stderr
+
+
+@pytest.mark.parametrize("inserts", ["metric_values", "goals"])
+def test_or_ignore_leaves_no_row_without_root(migrated, inserts):
+    """An owner's UNIQUE with root_id, and a statement whose OR IGNORE holds for our triggers as well."""
+    script(migrated, "ALTER TABLE metric_values ADD COLUMN note", "CREATE UNIQUE INDEX one_note ON metric_values (root_id, note)",
+           "CREATE UNIQUE INDEX one_name ON goals (root_id, name)" if inserts == "goals" else "SELECT 1")
+    value = ("INSERT OR IGNORE INTO metric_values (id, activity_instance_id, metric_definition_id, value, note) SELECT '%s', "
+             "activity_instance_id, metric_definition_id, 1, 'hello' FROM metric_values WHERE root_id = '%s'")
+    goal = "INSERT OR IGNORE INTO goals (id, type, name, parent_id) VALUES ('%s', 'Step', 'hello', '%s')"
+    add = {"metric_values": value, "goals": goal}[inserts]
+    roots = [row[0] for row in query(migrated, "SELECT DISTINCT root_id FROM metric_values ORDER BY 1")][:2]
+    script(migrated, add % ("a1", roots[0]), add % ("b1", roots[1]))
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE values of another row"):
+        script(migrated, add % ("a2", roots[0]))
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE values of another row"):
+        script(migrated, {"goals": "UPDATE OR IGNORE goals SET parent_id = '%s' WHERE id = 'a1'" % roots[1],
+                          "metric_values": "UPDATE OR IGNORE metric_values SET activity_instance_id = (SELECT activity_instance_id "
+                          "FROM metric_values WHERE id = 'b1') WHERE id = 'a1'"}[inserts])
+    run(migrated, "--verify")
+
+
+def test_ids_that_a_string_column_made_numbers_of_and_others_spell_otherwise_are_told(tmp_path):
+    path = build(tmp_path / "goals.db", instances=1)
+    script(path, "ALTER TABLE activity_definitions RENAME TO old", "CREATE TABLE activity_definitions (id STRING PRIMARY KEY, root_id, name)",
+           "INSERT INTO activity_definitions SELECT id, root_id, name FROM old", "DROP TABLE old",
+           "INSERT INTO activity_definitions VALUES ('007', 'goal-0-00', 'Bond')",
+           "INSERT INTO metric_definitions (id, activity_id, name) VALUES ('m', '007', 'kisses')")
+    assert "activity_definitions.id is a STRING that has made numbers of ids" in run(path, "--yes", status=1).stderr
+
+
+def test_a_table_of_very_many_columns_is_copied(database):
+    script(database, *["ALTER TABLE goals ADD COLUMN extra_%d" % number for number in range(1200)])
+    run(database, "--dry-run")
+
+
+def test_a_link_column_may_have_braces(database):
+    script(database, 'ALTER TABLE practice_session_goals RENAME TO old',
+           'CREATE TABLE practice_session_goals ("{x}_session_id", goal_id, short_term_goal_id)', "DROP TABLE old")
+    run(database, "--yes", "--no-backup")
+    run(database, "--verify")
+
+
+def test_a_constraint_left_out_counts_only_while_it_is_missing(migrated):
+    script(migrated, "DROP INDEX idx_goals_type")
+    run(migrated, "--yes", "--no-backup", "--skip-constraint", "uq_activity_groups_root_name")
+    script(migrated, "DROP INDEX uq_activity_groups_root_name")
+    run(migrated, "--verify", status=1)
