@@ -60,16 +60,20 @@ def test_quarantined_rows_go_back_exactly_as_the_readme_shows(database, tmp_path
     script(database, "INSERT INTO metric_definitions (id, activity_id, name, unit, is_active) "
            "VALUES ('m1', 'nowhere', x'00ff', 'a' || char(0) || 'b', 2.5)",
            "INSERT INTO session_templates (id, root_id, name) VALUES ('THE-ROW', '', 'lost')",
-           "INSERT INTO activity_groups (id, root_id, name) VALUES ('g1', '', 'lost')")
+           "INSERT INTO activity_groups (id, root_id, name) VALUES ('g1', '', 'lost')",
+           "INSERT INTO activity_groups (id, root_id, name, description) VALUES ('g2', '', 'odd', CAST(x'ff41' AS TEXT))")
     before = content(database)["metric_definitions"][20]
     run(database, "--yes", "--no-backup", "--repair")
+    code = re.search(r"```python\n(import json.*?)```", README, re.S).group(1)
+    assert b"root_id" in subprocess.run([sys.executable, "-c", code, database], check=True, stdout=subprocess.PIPE).stdout
+    assert query(database, "SELECT count(*) FROM migration_quarantine") == [(4,)]
     script(database, "INSERT INTO activity_definitions (id, root_id, name) VALUES ('nowhere', 'goal-0-00', 'again')",
            "INSERT INTO activity_groups (id, root_id, name) VALUES ('new', 'goal-0-00', 'takes the rowid')")
-    for identity in ("THE-ROW", "g1"):
+    for identity in ("THE-ROW", "g1", "g2"):
         root = re.search(r'"(UPDATE migration_quarantine .*?)"\n', README).group(1)
         script(database, root.replace("THE-GOAL", "goal-0-00").replace("THE-ROW", identity))
-    code = re.search(r"```python\n(import json.*?)```", README, re.S).group(1)
     subprocess.run([sys.executable, "-c", code, database], check=True)
+    assert query(database, "SELECT CAST(description AS BLOB), updated_at FROM activity_groups WHERE id = 'g2'") == [(b"\xffA", None)]
     after = content(database)["metric_definitions"][20]
     assert {column: after[column] for column in before} == before
     assert query(database, "SELECT count(*) FROM migration_quarantine") == [(0,)]
@@ -79,7 +83,7 @@ def test_quarantined_rows_go_back_exactly_as_the_readme_shows(database, tmp_path
 
 def test_users_can_be_added_as_the_readme_shows(migrated):
     statements = re.search(r"```sql\n(CREATE TABLE users.*?)```", README, re.S).group(1)
-    script(migrated, *[part for part in re.sub(r"--.*", "", statements).split(";") if part.strip()][:3])
+    script(migrated, *[part for part in re.sub(r"--.*", "", statements).split(";") if part.strip()][:4])
     script(migrated, "INSERT INTO users VALUES ('u1', 'Ada')", "UPDATE goals SET user_id = 'u1' WHERE id = 'goal-1-00'")
     select_ = statements[statements.index("SELECT v.*"):].strip().rstrip(";")
     found = query(migrated, select_)
