@@ -1459,9 +1459,10 @@ class Run:
             old = {column for table in mentioned & set(columns) for column in columns[table]}
             own = self.missing.get(owner, []) if owner not in self.edited else []
             names = own if kind in ("table", "index") else sorted(new - old)
-            if names and any(strings_like(sql, names)):
-                raise Stop("the %s %s says %s for a text, and the migration adds a column of that name" % (
-                    kind, name, strings_like(sql, names)[0].text), advice="write it in single quotes")
+            for token in strings_like(sql, names):
+                if kind != "view" or not_column(self.db, sql, token):
+                    raise Stop("the %s %s says %s for a text, and the migration adds a column of that name" % (
+                        kind, name, token.text), advice="write it in single quotes")
 
     def check_spellings(self) -> None:
         """Raise Stop where a STRING column holds an id as a number that others refer to in another spelling."""
@@ -1495,6 +1496,16 @@ class Run:
     def to_backfill(self) -> Dict[str, Tuple[int, int]]:
         """How many roots the run fills and corrects, by table."""
         return self.counts if "backfill" in self.options.phases else {}
+
+
+def not_column(db: Database, view: str, token: Token) -> bool:
+    """Whether a token of a view in double quotes is a string: in brackets it would be a column that does not exist."""
+    start = next(word.end for word in tokenize(view) if word.word == "AS")
+    try:
+        db.all("EXPLAIN %s[%s]%s" % (view[start:token.start], token.name, view[token.end:]))
+    except sqlite3.OperationalError as error:
+        return "no such column" in str(error)
+    return False
 
 
 def wanted_indexes(options: argparse.Namespace) -> Dict[str, str]:
@@ -2666,13 +2677,9 @@ def refill_search(run: Run) -> None:
         if not re.search(r"(?i)\busing\s+fts[345]\b", sql) or not content or content[-1] not in run.rows:
             continue
         repaired = {one["kind"] for one in run.report["repairs"] if one["table"] == content[-1]}
-        changed = set()
-        columns = {lower(row[1]) for row in run.db.all("PRAGMA main.table_info(%s)" % quote(name))}
-        if "renamed" in repaired:
-            changed.add("name")
-        if any(run.to_backfill().get(content[-1], ())):
-            changed.add("root_id")
-        if "quarantined" in repaired or changed & columns:
+        changed = {"name": "renamed" in repaired, "root_id": any(run.to_backfill().get(content[-1], ()))}
+        columns = [lower(row[1]) for row in run.db.all("PRAGMA main.table_info(%s)" % quote(name))]
+        if "quarantined" in repaired or any(changed.get(column) for column in columns):
             run.db.run("INSERT INTO main.{0} ({0}) VALUES ('rebuild')".format(quote(name)))
 
 

@@ -270,7 +270,7 @@ def test_strings_in_double_quotes_stay_strings(database):
     script(database, "ALTER TABLE activity_instances ADD COLUMN state VARCHAR CHECK (state IN (\"planned\", \"completed\", \"data\"))",
            "UPDATE activity_instances SET state = 'completed'",
            "CREATE UNIQUE INDEX once ON activity_instances (state) WHERE state = \"data\"",
-           "CREATE VIEW aliases AS SELECT id AS \"notes\" FROM activity_instances",
+           "CREATE VIEW aliases AS SELECT id AS \"notes\", count(*) \"data\" FROM activity_instances",
            "CREATE VIEW done AS SELECT id FROM activity_instances WHERE state = \"completed\"")
     before = digest(database)
     assert 'the view done says "completed" for a text' in run(database, "--yes", status=1).stderr
