@@ -292,7 +292,7 @@ class Token(NamedTuple):
 
 
 TOKEN = re.compile(r"""
-    (?P<space>[ \t\n\f\r\ufeff]+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
+    (?P<space>[ \t\n\f\r]+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
   | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]) | (?P<word>[A-Za-z0-9_$\x80-\U0010ffff]+) | (?P<op>.)
     """, re.VERBOSE | re.DOTALL)
 
@@ -1394,8 +1394,7 @@ class Run:
                     if parent in TABLES and parent not in self.schema and self.schema[name].has(column)}
             if lost:  # to a table that is yet to be created
                 self.before.update(count_true(self.db, "main." + self.schema[name].quoted, lost))
-        self.before.update({name: count_and_first(self.db, query)[0]
-                            for name, query in other_violations(self.db, self.schema).items()})
+        self.before.update({name: one[0] for name, one in other_violations(self.db, self.schema).items()})
         self.report["references_to_missing_rows"] = dict(self.before)  # for the log of phases that do not audit
         self.rows = {name: self.db.value("SELECT count(*) FROM main." + table.quoted)
                      for name, table in self.schema.items() if name in TABLES}
@@ -1740,21 +1739,21 @@ def goal_fault(schema: Dict[str, Table]) -> str:
                    ELSE c.root_id IS NOT c.id END""".format(SESSION, roots)
 
 
-def other_violations(db: Database, schema: Dict[str, Table]) -> Dict[str, str]:
-    """Queries for the rows, by table, that violate foreign keys of others: all that `references` knows nothing of."""
-    queries = {}
+def other_violations(db: Database, schema: Dict[str, Table]) -> Dict[str, Tuple[int, List[Any], str]]:
+    """For each table with rows that violate a foreign key of which `references` knows nothing: how many, the first
+    rowids, a statement that shows them."""
+    found = {}
     for name, in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0"):
         known = schema[name.lower()].parents if name.lower() in TABLES else {}
         keys: Dict[int, List[Tuple[str, str]]] = {}
         for number, _, parent, column, *_ in db.all("PRAGMA main.foreign_key_list(%s)" % quote(name)):
             keys.setdefault(number, []).append((lower(column), lower(parent)))
-        others = [str(number) for number, key in keys.items() if len(key) > 1 or known.get(key[0][0]) != key[0][1]]
-        query = 'SELECT "rowid" FROM pragma_foreign_key_check(%s) WHERE fkid IN (%s)' % (
-            literal(name), ", ".join(others))
+        others = [number for number, key in keys.items() if len(key) > 1 or known.get(key[0][0]) != key[0][1]]
+        check = "PRAGMA main.foreign_key_check(%s)" % quote(name)
         with contextlib.suppress(sqlite3.OperationalError):  # foreign key mismatch: not even SQLite can tell
-            if others and db.all(query + " LIMIT 1"):
-                queries[name] = query
-    return queries
+            rows = [row[1] for row in db.all(check) if row[3] in others] if others else []
+            found[name] = len(rows), rows[:20], check
+    return {name: one for name, one in found.items() if one[0]}
 
 
 def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List[Any], str]]:
@@ -1773,8 +1772,8 @@ def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List
         queries["crossing", "practice_session_goals"] = (
             "SELECT c.id FROM main.{0} k JOIN main.goals c ON c.id = k.{1} JOIN main.goals g ON g.id = k.{2} "
             "WHERE c.root_id <> g.root_id".format(*links))
-    queries.update({("missing", name): query for name, query in other_violations(db, schema).items()})
     found = {fault: count_and_first(db, query) + (query,) for fault, query in queries.items()}
+    found.update({("missing", name): one for name, one in other_violations(db, schema).items()})
     return {fault: found[fault] for fault in found if found[fault][0]}
 
 
@@ -1792,7 +1791,7 @@ def damage(db: Database, check: str = "quick_check") -> str:
     try:
         said = [row[0] for row in db.all("PRAGMA main." + check)]
     except sqlite3.OperationalError as error:
-        if not re.match(APP_BRINGS, str(error)):
+        if not re.search(APP_BRINGS, str(error)):
             raise
         names = db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0")
         checks = ["%s(%s)" % (check, quote(row[0])) for row in names]
@@ -1836,7 +1835,7 @@ def not_compiling(db: Database) -> Dict[str, str]:
                 db.all("EXPLAIN " + sql)
             except sqlite3.OperationalError as error:
                 # The app may bring functions of its own; a view takes what it has triggers for.
-                if not re.match(APP_BRINGS + "|cannot modify", str(error)):
+                if not re.search(APP_BRINGS + "|cannot modify", str(error)):
                     found["%s %s" % (verb, name)] = str(error)
     return found
 
@@ -2916,7 +2915,7 @@ def explain(error: BaseException) -> Stop:
     if isinstance(error, sqlite3.IntegrityError):
         return Stop("a constraint that the database had does not hold for its rows, or not with right roots or names: "
                     + text, 3, "change those rows or that constraint, and run again")
-    if re.match(APP_BRINGS, text):
+    if re.search(APP_BRINGS, text):
         return Stop("an index or constraint needs what only the app brings: %s" % text, 1,
                     "drop it, and create it again afterwards")
     if "malformed database schema" in text:
