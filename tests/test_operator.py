@@ -210,6 +210,15 @@ def test_a_long_statement_shows_that_it_goes_on(monkeypatch, live, said):
     assert ("\r" in stream.getvalue()) == live
 
 
+def test_a_long_statement_ticks(database):
+    import migrate_database_improvements as product
+    calls = []
+    with product.Database(database) as db:
+        db.out.tick = lambda: calls.append(1)
+        db.all("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 50000) SELECT count(*) FROM n")
+    assert len(calls) > 10
+
+
 def test_a_console_without_utf8_gets_ascii(tmp_path):
     path = build(tmp_path / "zi\u00e9l.db", instances=1)
     done = subprocess.run([sys.executable, str(SCRIPT), path, "--dry-run"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

@@ -1,4 +1,5 @@
 """What owners of databases have added, and how it gets on with the migration."""
+import json
 import re
 import sqlite3
 
@@ -379,3 +380,28 @@ def test_a_constraint_left_out_counts_only_while_it_is_missing(migrated):
     run(migrated, "--yes", "--no-backup", "--skip-constraint", "uq_activity_groups_root_name")
     script(migrated, "DROP INDEX uq_activity_groups_root_name")
     run(migrated, "--verify", status=1)
+
+
+def test_a_goal_below_one_without_id_stays(database):
+    script(database, "INSERT INTO goals (id, type, name, parent_id) VALUES ('', 'Step', 'none', NULL), ('kid', 'Step', 'kid', '')")
+    run(database, "--yes", "--no-backup", "--repair")
+    assert query(database, "SELECT root_id FROM goals WHERE id = 'kid'") == [("kid",)]
+    assert query(database, "SELECT count(*) FROM migration_quarantine") == [(1,)]
+
+
+def test_a_view_that_takes_inserts_alone_is_sound(database):
+    script(database, "CREATE VIEW names AS SELECT id, name FROM goals", "CREATE TRIGGER add_name INSTEAD OF INSERT ON names "
+           "BEGIN INSERT INTO goals (id, type, name) VALUES (NEW.id, 'Step', NEW.name); END")
+    assert json.loads(run(database, "--yes", "--no-backup", "--report", "-").stdout)["not_compiling_before"] == {}
+    script(database, "INSERT INTO names VALUES ('new', 'New')")
+    run(database, "--verify")
+
+
+@pytest.mark.parametrize("columns, row, why", [
+    ("id VARCHAR PRIMARY KEY, type, name, up VARCHAR, parent_id VARCHAR AS (up)", "'1', 't', 'n', NULL", "generated column"),
+    ("id PRIMARY KEY, type, name, parent_id", "1, 't', 'n', NULL", "ids are numbers")])
+def test_goals_whose_tree_can_not_be_kept_are_refused(database, columns, row, why):
+    if "AS (" in columns and sqlite3.sqlite_version_info < (3, 31):
+        pytest.skip("generated columns came with SQLite 3.31")
+    script(database, "DROP TABLE goals", "CREATE TABLE goals (%s)" % columns, "INSERT INTO goals VALUES (%s)" % row)
+    assert why in run(database, "--yes", status=1).stderr
