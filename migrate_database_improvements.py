@@ -376,7 +376,7 @@ class Column(NamedTuple):
     name: str
     type: str
     generated: bool
-    boolean: bool  # DEFAULT TRUE or FALSE: old rows that ALTER TABLE gave it read as numbers, whatever the type
+    boolean: bool  # text with DEFAULT TRUE or FALSE: old rows that ALTER TABLE gave it read as numbers
 
 
 class Table(NamedTuple):
@@ -443,7 +443,8 @@ def read_table(db: "Database", name: str) -> Optional[Table]:
     if not found:
         return None
     actual, sql = found[0]
-    columns = {lower(row[1]): Column(row[1], row[2], row[6] in (2, 3), str(row[4]).upper() in ("TRUE", "FALSE"))
+    columns = {lower(row[1]): Column(row[1], row[2], row[6] in (2, 3), str(row[4]).upper() in ("TRUE", "FALSE")
+                                     and any(word in row[2].upper() for word in ("CHAR", "CLOB", "TEXT")))
                for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(actual)) if row[6] != 1}
     options = set(parse_table(sql).options) if re.match(r"(?i)create\s+table\b", sql) else set()
     rowid = "WITHOUT" not in options
@@ -538,7 +539,7 @@ def strings_like(sql: str, names: Sequence[str]) -> List[Token]:
     tokens = tokenize(sql)
     columns = [item[0] for item in parse_table(sql).items] if tokens[1].word == "TABLE" else []
     return [token for before, token in zip(tokens, tokens[1:]) if token.text[0] == '"' and lower(token.name) in names
-            and before.text != "." and before.word != "AS" and token not in columns]
+            and before.word not in (".", "REFERENCES", "CONSTRAINT", "COLLATE", "INDEX") and token not in columns]
 
 
 def requoted(sql: str, names: Sequence[str]) -> str:
@@ -1297,11 +1298,11 @@ def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) 
     table, done = schema[finding.table], []
     db.run("CREATE TEMP TABLE equal_names AS " + duplicate_rows(schema, finding.name))
     db.run("CREATE INDEX temp.equal_names_key ON equal_names (key)")
-    db.run("CREATE INDEX temp.equal_names_name ON equal_names (scope, name COLLATE NOCASE)")
+    db.run("CREATE INDEX temp.equal_names_name ON equal_names (scope, rtrim(name) COLLATE NOCASE)")
     # The index finds what may be equal; whether it is, the column's own collation says.
-    taken = ("SELECT 1 FROM temp.equal_names e JOIN main.{0} c ON c.{1} = e.key AND c.name = {{name}} WHERE e.scope = "
-             "(SELECT scope FROM temp.equal_names WHERE key = {{key}}) AND e.name = {{name}} COLLATE NOCASE"
-             .format(table.quoted, table.key))
+    taken = ("SELECT 1 FROM temp.equal_names e JOIN main.{0} c ON c.{1} = e.key AND c.name = {{name}} "
+             "WHERE e.scope = (SELECT scope FROM temp.equal_names WHERE key = {{key}}) "
+             "AND rtrim(e.name) = rtrim({{name}}) COLLATE NOCASE".format(table.quoted, table.key))
     number, group = 1, None
     for key, identity, name, scope in db.all("SELECT key, id, name, scope FROM temp.equal_names WHERE position > 1 "
                                              "ORDER BY scope, name, position"):
@@ -1447,21 +1448,17 @@ class Run:
 
     def check_quotes(self) -> None:
         """Raise Stop where a string in double quotes would become a new column; `rebuild` mends what it recreates."""
-        columns: Dict[str, List[str]] = {}
-        for table, column in self.db.all("SELECT lower(m.name), lower(p.name) FROM main.sqlite_master m, "
-                                         "pragma_table_xinfo(m.name) p WHERE m.type = 'table' AND m.rootpage > 0"):
-            columns.setdefault(table, []).append(column)
+        added = {column for columns in self.missing.values() for column in columns}
         for kind, name, owner, sql in self.db.all("SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master "
                                                   "WHERE type IN ('table', 'index', 'view', 'trigger') AND sql > ''"):
-            mentioned = {lower(token.name) for token in tokenize(sql)}
-            new = {column for table in mentioned & set(self.missing) for column in self.missing[table]}
-            old = {column for table in mentioned & set(columns) for column in columns[table]}
-            own = self.missing.get(owner, []) if owner not in self.edited else []
-            names = own if kind in ("table", "index") else sorted(new - old)
-            for token in strings_like(sql, names):
-                if kind != "view" or not_column(self.db, sql, token):
-                    raise Stop("the %s %s says %s for a text, and the migration adds a column of that name" % (
-                        kind, name, token.text), advice="write it in single quotes")
+            if kind in ("table", "index"):
+                strings = strings_like(sql, self.missing.get(owner, [])) if owner not in self.edited else []
+            else:
+                strings = [token for token in tokenize(sql) if token.text[0] == '"' and lower(token.name) in added
+                           and is_string_there(self.db, sql, owner, token)]
+            for token in strings:
+                raise Stop("the %s %s says %s for a text, and the migration adds a column of that name" % (
+                    kind, name, token.text), advice="write it in single quotes")
 
     def check_spellings(self) -> None:
         """Raise Stop where a STRING column holds an id as a number that others refer to in another spelling."""
@@ -1497,14 +1494,37 @@ class Run:
         return self.counts if "backfill" in self.options.phases else {}
 
 
-def not_column(db: Database, view: str, token: Token) -> bool:
-    """Whether a token of a view in double quotes is a string: in brackets it would be a column that does not exist."""
-    start = next(word.end for word in tokenize(view) if word.word == "AS")
+def is_string_there(db: Database, sql: str, owner: str, token: Token) -> bool:
+    """Whether a token in double quotes of a view or trigger is a string: in brackets it would be no column."""
+    bracketed = "%s[%s]%s" % (sql[:token.start], token.name, sql[token.end:])
+    return "no such column: " + token.name in compile_error(db, bracketed, owner) and not compile_error(db, sql, owner)
+
+
+def compile_error(db: Database, sql: str, owner: str) -> str:
+    """What SQLite says of the text of a view, or of a trigger on `owner` when it fires; '' if nothing."""
+    tokens = tokenize(sql)
     try:
-        db.all("EXPLAIN %s[%s]%s" % (view[start:token.start], token.name, view[token.end:]))
+        if tokens[1].word == "VIEW":
+            statements = [sql[next(token.end for token in tokens if token.word == "AS"):]]
+        else:
+            start = next(token.start for token in tokens[2:] if token.word in (
+                "BEFORE", "AFTER", "INSTEAD", "INSERT", "UPDATE", "DELETE"))
+            db.all("CREATE TEMP TRIGGER text_to_check " + sql[start:])
+            statements = list(statements_on(db, owner, True).values())
+        return next(filter(None, (statement_error(db, statement) for statement in statements)), "")
     except sqlite3.OperationalError as error:
-        return "no such column" in str(error)
-    return False
+        return str(error)
+    finally:
+        db.all("DROP TRIGGER IF EXISTS temp.text_to_check")
+
+
+def statement_error(db: Database, sql: str) -> str:
+    """What SQLite says of a statement when it compiles it; '' if nothing, or that a view takes no such statement."""
+    try:
+        db.all("EXPLAIN " + sql)
+    except sqlite3.OperationalError as error:
+        return "" if str(error).startswith("cannot modify") else str(error)
+    return ""
 
 
 def wanted_indexes(options: argparse.Namespace) -> Dict[str, str]:
@@ -1633,7 +1653,7 @@ def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
     db, key = run.db, table.key
     columns = [c for c in table.columns.values() if not c.generated]
     values = {c.name: "r.root" if c.name.lower() == "root_id"
-              else table.text("o", c.name) if is_string(c.type) or (c.boolean and not is_numeric(c.type))
+              else table.text("o", c.name) if is_string(c.type) or c.boolean
               else "o." + quote(c.name) for c in columns}
     names = ([key] if table.rowid else []) + [quote(c) for c in values]
     source = "FROM main.%s o LEFT JOIN temp.root_%s r ON r.key = o.%s" % (old, name, key)
@@ -1822,22 +1842,24 @@ def not_compiling(db: Database) -> Dict[str, str]:
             "SELECT name, type = 'table' OR lower(name) IN (SELECT lower(tbl_name) FROM main.sqlite_master WHERE "
             "type = 'trigger') FROM main.sqlite_master WHERE type = 'view' OR (type = 'table' "
             "AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\')"):
-        table, same = "main." + quote(name), "rowid = rowid"
-        with contextlib.suppress(sqlite3.OperationalError):  # of a view that does not compile
-            same = ", ".join("{0} = {0}".format(quote(row[1]))
-                             for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(name)) if not row[6])
-        statements = {"SELECT": "SELECT * FROM " + table}
-        if written:
-            statements.update({"INSERT": "INSERT INTO %s DEFAULT VALUES" % table, "DELETE": "DELETE FROM " + table,
-                               "UPDATE": "UPDATE %s SET %s" % (table, same)})
-        for verb, sql in statements.items():
-            try:
-                db.all("EXPLAIN " + sql)
-            except sqlite3.OperationalError as error:
-                # The app may bring functions of its own; a view takes what it has triggers for.
-                if not re.search(APP_BRINGS + "|cannot modify", str(error)):
-                    found["%s %s" % (verb, name)] = str(error)
+        for verb, sql in statements_on(db, name, written).items():
+            error = statement_error(db, sql)
+            if error and not re.search(APP_BRINGS, error):
+                found["%s %s" % (verb, name)] = error
     return found
+
+
+def statements_on(db: Database, name: str, written: bool) -> Dict[str, str]:
+    """A statement of each kind on a table or view, to be compiled with the triggers that it fires."""
+    table, same = "main." + quote(name), "rowid = rowid"
+    with contextlib.suppress(sqlite3.OperationalError):  # of a view that does not compile
+        same = ", ".join("{0} = {0}".format(quote(row[1]))
+                         for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(name)) if not row[6])
+    statements = {"SELECT": "SELECT * FROM " + table}
+    if written:
+        statements.update({"INSERT": "INSERT INTO %s DEFAULT VALUES" % table, "DELETE": "DELETE FROM " + table,
+                           "UPDATE": "UPDATE %s SET %s" % (table, same)})
+    return statements
 
 
 def newly_broken(db: Database, before: Dict[str, str]) -> List[str]:
@@ -1847,7 +1869,8 @@ def newly_broken(db: Database, before: Dict[str, str]) -> List[str]:
         triggers = [row[0] for row in db.all(
             "SELECT name FROM main.sqlite_master WHERE type = 'trigger' AND name NOT GLOB 'trg_*' AND tbl_name = %s"
             % literal(statement.partition(" ")[2]))] if not statement.startswith("SELECT") else []
-        if statement not in before:
+        # Our triggers fire those of other tables: what was broken there is broken now in more statements.
+        if statement not in before and (statement.startswith("SELECT ") or reason not in before.values()):
             found.append("%s does not compile any more: %s%s" % (
                 statement, reason, ", in one of the triggers " + ", ".join(triggers) if triggers else ""))
     return found
@@ -2634,13 +2657,14 @@ def make_repairs(run: Run) -> None:
     """--repair, until nothing repairable is left: a quarantined parent may leave a child without root."""
     now = run.report["started"]
     repairs = run.report["repairs"]
-    findings, expected = run.findings, run.rows
+    findings, expected, violations = run.findings, run.rows, run.before
     while findings:
         lost = [f for f in findings if f.kind == "no fractal"]  # first: a row that goes needs no new name
         repairs += repair(run.db, run.schema, lost or findings, now)
         run.survey()
         findings = [f for f in run.findings if lost or f.kind != "several fractals"]
     run.findings = []
+    run.before.update({name: violations.get(name, 0) for name in run.before if "." not in name})
     moved = [one["table"] for one in repairs if one["kind"] == "quarantined"]
     if run.rows != {name: count - moved.count(name) for name, count in expected.items()}:
         raise Stop("the repairs changed more rows than they name", advice="please report this")
@@ -2676,10 +2700,17 @@ def refill_search(run: Run) -> None:
         if not re.search(r"(?i)\busing\s+fts[345]\b", sql) or not content or content[-1] not in run.rows:
             continue
         repaired = {one["kind"] for one in run.report["repairs"] if one["table"] == content[-1]}
-        changed = {"name": "renamed" in repaired, "root_id": any(run.to_backfill().get(content[-1], ()))}
-        columns = [lower(row[1]) for row in run.db.all("PRAGMA main.table_info(%s)" % quote(name))]
-        if "quarantined" in repaired or any(changed.get(column) for column in columns):
-            run.db.run("INSERT INTO main.{0} ({0}) VALUES ('rebuild')".format(quote(name)))
+        changed = [column for column, so in (("name", "renamed" in repaired), (
+            "root_id", any(run.to_backfill().get(content[-1], ())))) if so]
+        indexed = {lower(token.name) for token in tokens}
+        if "quarantined" in repaired or indexed & set(changed):
+            try:
+                run.db.run("INSERT INTO main.{0} ({0}) VALUES ('rebuild')".format(quote(name)))
+            except sqlite3.DatabaseError as error:  # of columns that its content has not got, of an app's tokenizer
+                check_interrupt()
+                note = "full-text table %s may not fit any more, and can't be filled anew here: %s" % (name, error)
+                run.report["warnings"].append(note)
+                run.out.line("  note         " + note)
 
 
 def verify_run(run: Run) -> Dict[str, Any]:

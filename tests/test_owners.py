@@ -405,3 +405,70 @@ def test_goals_whose_tree_can_not_be_kept_are_refused(database, columns, row, wh
         pytest.skip("generated columns came with SQLite 3.31")
     script(database, "DROP TABLE goals", "CREATE TABLE goals (%s)" % columns, "INSERT INTO goals VALUES (%s)" % row)
     assert why in run(database, "--yes", status=1).stderr
+
+
+QUOTED = [  # names, not strings: none of this may be taken for a text
+    'CREATE TABLE "notes" ("id" INTEGER PRIMARY KEY, "instance_id" VARCHAR, "body" TEXT)',
+    'CREATE TRIGGER "completed" AFTER DELETE ON "activity_instances" BEGIN DELETE FROM "notes" WHERE "instance_id" = OLD."id"; END',
+    'CREATE VIEW "recent" AS SELECT "id", "created_at" AS "data" FROM "activity_instances"',
+    'CREATE TRIGGER "set_recent" INSTEAD OF UPDATE OF "data" ON "recent" BEGIN '
+    'UPDATE "activity_instances" SET "created_at" = NEW."data" WHERE "id" = OLD."id"; END',
+    'CREATE TRIGGER "copy" AFTER INSERT ON "notes" BEGIN INSERT INTO "notes" ("instance_id") '
+    'SELECT "data" FROM (SELECT NEW."id" "data" FROM "goals" "notes" JOIN "activity_instances") WHERE 0; END',
+    'CREATE VIEW "never" AS SELECT i.gone, "notes".body FROM "activity_instances" i JOIN "notes" ON "notes"."id" = i."id"',
+    'CREATE INDEX "data" ON "activity_instances" ("created_at")',
+    'ALTER TABLE activity_instances ADD COLUMN note_id INTEGER REFERENCES "notes" ("id")']
+
+
+@pytest.mark.parametrize("phases", ["columns,backfill,indexes", "columns,backfill,constraints,indexes"])
+def test_quoted_names_are_no_strings(database, phases):
+    script(database, *QUOTED)
+    run(database, "--yes", "--no-backup", "--phases", phases)
+    run(database, "--yes", "--no-backup")
+    run(database, "--verify")
+
+
+@pytest.mark.parametrize("statements", [
+    ["CREATE VIEW v1 AS SELECT * FROM activity_instances", 'CREATE VIEW v2 AS SELECT "notes" AS kind FROM v1'],
+    ["CREATE TABLE audit (i, notes)", 'CREATE VIEW v2 AS SELECT "notes" AS kind FROM activity_instances WHERE id NOT IN (SELECT i FROM audit)'],
+    ["CREATE TABLE audit (i, notes)", 'CREATE TRIGGER v2 AFTER UPDATE ON goals BEGIN INSERT INTO audit (i, notes) '
+     'SELECT id, "notes" FROM activity_instances LIMIT 1; END']])
+def test_strings_in_double_quotes_are_found_in_views_and_triggers(database, statements):
+    script(database, *statements)
+    assert 'v2 says "notes" for a text' in run(database, "--yes", status=1).stderr
+
+
+@pytest.mark.parametrize("declared, stored", [("", (0, "integer")), ("BLOB", (0, "integer")), ("INTEGER", (0, "integer")),
+                                              ("VARCHAR", ("0", "text"))])
+def test_defaults_false_change_no_value(database, declared, stored):
+    script(database, "ALTER TABLE goals ADD COLUMN archived %s DEFAULT FALSE" % declared)
+    run(database, "--yes", "--no-backup")
+    assert query(database, "SELECT DISTINCT archived, typeof(archived) FROM goals") == [stored]
+
+
+@pytest.mark.parametrize("statements", [
+    ["INSERT INTO metric_definitions (id, activity_id, name) VALUES ('lost', 'nowhere', 'n')",
+     "CREATE TABLE note (a VARCHAR REFERENCES metric_definitions (id))", "INSERT INTO note VALUES ('lost')"],
+    [(TEMPLATE, ("t1", "Twice")), (TEMPLATE, ("t2", "Twice")), "CREATE UNIQUE INDEX both ON session_templates (id, name)",
+     "CREATE TABLE note (a, b, FOREIGN KEY (a, b) REFERENCES session_templates (id, name))", "INSERT INTO note VALUES ('t2', 'Twice')"]])
+def test_repairs_that_violate_an_owners_foreign_key_stop_the_run(database, statements):
+    script(database, *statements)
+    assert "note: 1 rows refer to rows that no longer exist" in run(database, "--yes", "--repair", status=1).stderr
+
+
+def test_a_trigger_that_was_broken_is_carried_over(database):
+    script(database, "CREATE TRIGGER broken AFTER UPDATE ON activity_instances BEGIN INSERT INTO gone VALUES (1); END")
+    run(database, "--yes", "--no-backup")
+
+
+@pytest.mark.skipif(not has_fts5(), reason="this SQLite was built without FTS5")
+def test_a_full_text_table_that_can_not_be_filled_anew_is_named(database):
+    script(database, "CREATE VIRTUAL TABLE found USING fts5(title, root_id, content='goals')")
+    assert "full-text table found may not fit any more" in run(database, "--yes", "--no-backup").stdout
+
+
+def test_repairs_leave_names_that_are_unique_by_their_collation(database):
+    script(database, "DROP TABLE session_templates", "CREATE TABLE session_templates (id VARCHAR PRIMARY KEY, root_id VARCHAR, "
+           "name VARCHAR COLLATE RTRIM)", (TEMPLATE, ("t1", "A")), (TEMPLATE, ("t2", "A")), (TEMPLATE, ("t3", "A (2) ")))
+    run(database, "--yes", "--no-backup", "--repair")
+    assert query(database, "SELECT name FROM session_templates ORDER BY id") == [("A",), ("A (3)",), ("A (2) ",)]
