@@ -1,6 +1,6 @@
 """What the migration is worth and what it costs, as ratios within one run.
 
-python tests/benchmark.py [--values 10000,100000,1000000] [--inserts 10000]   (over a minute by default)
+python tests/benchmark.py [--values 10000,100000,1000000] [--inserts 10000]   (some 75 seconds by default)
 
 Before and after: the queries of the README, on the old schema and on the new. Run: the
 live migration against the least work that any rebuilding migration must do, which is
