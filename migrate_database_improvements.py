@@ -369,7 +369,7 @@ def clause_kind(clause: List[Token]) -> str:
     words = [token.word for token in clause]
     if words[0] == "CONSTRAINT":
         words = words[2:] or words
-    return words[words[:2] == ["NOT", "DEFERRABLE"]]
+    return "DEFERRABLE" if words[:2] == ["NOT", "DEFERRABLE"] else words[0]
 
 
 class Column(NamedTuple):
@@ -486,6 +486,12 @@ def read_schema(db: "Database") -> Dict[str, Table]:
             check_interrupt()
             raise Stop("table %s can't be migrated: %s" % (name, stop),
                        advice="give it a shape that the README's section on limits allows") from None
+    check_ids(db, schema)
+    return schema
+
+
+def check_ids(db: "Database", schema: Dict[str, Table]) -> None:
+    """Raise Stop where a root_id, which is text, could not be the id of a goal."""
     for name, table in schema.items():
         kind = table.columns["root_id"].type.upper() if name in TABLES and table.has("root_id") else "TEXT"
         if is_numeric(kind):
@@ -496,7 +502,6 @@ def read_schema(db: "Database") -> Dict[str, Table]:
             "SELECT 1 FROM main.%s WHERE typeof(id) IN ('integer', 'real') LIMIT 1" % schema["goals"].quoted)):
         raise Stop("table goals can't be migrated: its ids are numbers, a root_id is text",
                    advice="make them text, in all references as well")
-    return schema
 
 
 def check_shape(db: "Database", table: Table, name: str) -> None:
@@ -1455,10 +1460,10 @@ class Run:
                 strings = strings_like(sql, self.missing.get(owner, [])) if owner not in self.edited else []
             else:
                 strings = [token for token in tokenize(sql) if token.text[0] == '"' and lower(token.name) in added
-                           and is_string_there(self.db, sql, owner, token)]
-            for token in strings:
+                           and is_utf8(sql) and is_string_there(self.db, sql, owner, token)]
+            if strings:
                 raise Stop("the %s %s says %s for a text, and the migration adds a column of that name" % (
-                    kind, name, token.text), advice="write it in single quotes")
+                    kind, name, strings[0].text), advice="write it in single quotes")
 
     def check_spellings(self) -> None:
         """Raise Stop where a STRING column holds an id as a number that others refer to in another spelling."""
@@ -1813,11 +1818,10 @@ def damage(db: Database, check: str = "quick_check") -> str:
     except sqlite3.OperationalError as error:
         if not re.search(APP_BRINGS, str(error)):
             raise
-        names = db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0")
-        checks = ["%s(%s)" % (check, quote(row[0])) for row in names]
         if "(" in check or sqlite3.sqlite_version_info < (3, 33):
             return ""
-        return "; ".join(filter(None, (damage(db, one) for one in checks)))
+        names = db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0")
+        return "; ".join(filter(None, (damage(db, "%s(%s)" % (check, quote(row[0]))) for row in names)))
     return "; ".join([text for text in said if text != "ok" and not re.match(
         r"(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in ", text)][:3])
 
@@ -1866,13 +1870,14 @@ def newly_broken(db: Database, before: Dict[str, str]) -> List[str]:
     """What compiled before and does no more; with the triggers of its table, one of which it is."""
     found = []
     for statement, reason in not_compiling(db).items():
-        triggers = [row[0] for row in db.all(
-            "SELECT name FROM main.sqlite_master WHERE type = 'trigger' AND name NOT GLOB 'trg_*' AND tbl_name = %s"
-            % literal(statement.partition(" ")[2]))] if not statement.startswith("SELECT") else []
+        verb, _, name = statement.partition(" ")
         # Our triggers fire those of other tables: what was broken there is broken now in more statements.
-        if statement not in before and (statement.startswith("SELECT ") or reason not in before.values()):
-            found.append("%s does not compile any more: %s%s" % (
-                statement, reason, ", in one of the triggers " + ", ".join(triggers) if triggers else ""))
+        if statement in before or (verb != "SELECT" and reason in before.values()):
+            continue
+        triggers = db.all("SELECT name FROM main.sqlite_master WHERE type = 'trigger' AND name NOT GLOB 'trg_*' "
+                          "AND tbl_name = %s AND %d" % (literal(name), verb != "SELECT"))
+        found.append("%s does not compile any more: %s%s" % (statement, reason, ", in one of the triggers " + ", ".join(
+            row[0] for row in triggers) if triggers else ""))
     return found
 
 
@@ -2429,15 +2434,12 @@ def refusing_triggers(run: Run) -> Iterator[str]:
 
 def rehearsal_time(options: argparse.Namespace) -> str:
     """How long a rehearsal of this database took, where --report names its report."""
-    try:
-        if not os.path.isfile(options.report):  # a pipe would wait for ever
-            raise ValueError
-        with open(options.report, encoding="utf-8") as file:
-            earlier = json.load(file)
-        if (earlier["status"], earlier["database"]["path"]) == ("rehearsed", options.path):
-            return "%.1f s in the rehearsal of %s" % (earlier["seconds"], earlier["started"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if os.path.isfile(options.report):  # a pipe would wait for ever
+            with open(options.report, encoding="utf-8") as file:
+                earlier = json.load(file)
+            if (earlier["status"], earlier["database"]["path"]) == ("rehearsed", options.path):
+                return "%.1f s in the rehearsal of %s" % (earlier["seconds"], earlier["started"])
     return "as --dry-run takes; told here if both are given the same --report FILE"
 
 

@@ -1,4 +1,5 @@
 """Whatever happens, the file holds the old database or the new one, whole, and there is a way back."""
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -745,3 +747,34 @@ def test_a_folder_named_like_a_backup_holds_no_backup(tmp_path):
     folder = tmp_path / "srv.backup-20260101T000000Z"
     folder.mkdir()
     run(build(folder / "goals.db", instances=1), "--yes")
+
+
+def test_a_snapshot_under_a_busy_writer_waits_as_long_as_the_timeout_says(database, tmp_path):
+    """After a few restarts the copy takes a read lock, for which a writer may have to finish first."""
+    import migrate_database_improvements as product
+
+    class Restarted:
+        calls = 0
+
+        def __init__(self, real):
+            self.real = real
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+        def backup(self, *arguments, **options):
+            self.calls += 1
+            if self.calls == 1:
+                raise InterruptedError
+            return self.real.backup(*arguments, **options)
+
+    writer = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(0.7, writer.execute, ["COMMIT"])
+    release.start()
+    with product.Database(database, "ro", 10) as source, contextlib.closing(sqlite3.connect(str(tmp_path / "copy.db"))) as copy:
+        source.connection = Restarted(source.connection)
+        product.copy_pages(source, copy, source.out, "snapshot")
+    release.join()
+    writer.close()
+    assert content(tmp_path / "copy.db") == content(database)
