@@ -416,6 +416,7 @@ QUOTED = [  # names, not strings: none of this may be taken for a text
     'CREATE TRIGGER "copy" AFTER INSERT ON "notes" BEGIN INSERT INTO "notes" ("instance_id") '
     'SELECT "data" FROM (SELECT NEW."id" "data" FROM "goals" "notes" JOIN "activity_instances") WHERE 0; END',
     'CREATE VIEW "never" AS SELECT i.gone, "notes".body FROM "activity_instances" i JOIN "notes" ON "notes"."id" = i."id"',
+    'CREATE VIEW "neither" AS SELECT "notes" AS kind, i.gone FROM activity_instances i',
     'CREATE INDEX "data" ON "activity_instances" ("created_at")',
     'ALTER TABLE activity_instances ADD COLUMN note_id INTEGER REFERENCES "notes" ("id")']
 
@@ -472,3 +473,20 @@ def test_repairs_leave_names_that_are_unique_by_their_collation(database):
            "name VARCHAR COLLATE RTRIM)", (TEMPLATE, ("t1", "A")), (TEMPLATE, ("t2", "A")), (TEMPLATE, ("t3", "A (2) ")))
     run(database, "--yes", "--no-backup", "--repair")
     assert query(database, "SELECT name FROM session_templates ORDER BY id") == [("A",), ("A (3)",), ("A (2) ",)]
+
+
+def test_repairs_heed_the_new_names_of_other_spellings(database):
+    script(database, "DROP TABLE session_templates", "CREATE TABLE session_templates (id VARCHAR PRIMARY KEY, root_id VARCHAR, "
+           "name VARCHAR COLLATE NOCASE)", *[(TEMPLATE, (name + str(n), name)) for n, name in enumerate(["Legs", "legs", "LEGS", "legs"])])
+    run(database, "--yes", "--no-backup", "--repair")
+    names = [row[0].lower() for row in query(database, "SELECT name FROM session_templates")]
+    assert sorted(names) == ["legs", "legs (2)", "legs (3)", "legs (4)"]
+
+
+def test_all_cycles_are_listed_at_once(database):
+    for pair in ("ab", "cd"):
+        for goal, parent in (pair, pair[::-1]):
+            script(database, (GOAL, (goal, "Step", goal, parent)))
+    script(database, (GOAL, ("below", "Step", "x", "d")))
+    report = json.loads(run(database, "--dry-run", "--report", "-", status=3).stdout)
+    assert [(set(one["ids"]), one["rows"]) for one in report["decisions"]] == [({"a", "b"}, 2), ({"c", "d"}, 3)]

@@ -687,12 +687,12 @@ def test_restore_waits_for_no_lock_where_sqlite_can_not_read_the_file(tmp_path, 
     before = digest(path)
     app = subprocess.Popen([sys.executable, "-c", LOCK % lock, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     app.stdout.readline()
-    run(path, "--restore", backup, "--yes", status=4)
+    report = json.loads(run(path, "--restore", backup, "--yes", "--report", "-", status=4).stdout)
     app.communicate()
-    assert digest(path) == before and sorted(os.listdir(str(tmp_path))) == ["goals.db", "kept.db"]
+    assert report["kept_aside"] is None and digest(path) == before and sorted(os.listdir(str(tmp_path))) == ["goals.db", "kept.db"]
     assert "can't read the schema" in run(path, "--verify", status=1).stderr
-    run(path, "--restore", backup, "--yes")
-    assert content(path) == content(backup)
+    report = json.loads(run(path, "--restore", backup, "--yes", "--report", "-").stdout)
+    assert content(path) == content(backup) and digest(report["kept_aside"]) == before
 
 
 @pytest.mark.parametrize("fails", ["link", "replace"])
