@@ -1,79 +1,63 @@
 #!/usr/bin/env python3
 # /// script
-# requires-python = ">=3.8"
+# requires-python = ">=3.9"
 # dependencies = []
 # ///
 """Migrate the SQLite database of Fractal Goals in one safe run.
 
-What changes: every one of the eight tables of the app gets `root_id` (the goal
-at the top of the row's tree, filled for old rows, kept right by triggers),
-`deleted_at`, `updated_at` and whatever column this database lacks; constraints
-that hold (foreign keys, named CHECKs, unique names among live rows); indexes.
-Tables are recreated from their own text, so that what else they hold survives.
+A *fractal* is one goal tree, named by its root goal. Each row of the app's eight tables gets
+a `root_id`, the goal at the top of its tree: filled for old rows, kept right by triggers.
+Soft-delete and audit columns, constraints that hold and indexes are added.
 
-What is guaranteed: one transaction, so the outcome is the old database or the
-new one, whole; a checked backup first; every old value proven equal before the
-old table goes; verification before COMMIT; nothing at all under --dry-run.
+    python3 migrate_database_improvements.py --dry-run goals.db    rehearse
+    python3 migrate_database_improvements.py goals.db              migrate
+    python3 migrate_database_improvements.py --verify goals.db     check, any time
+    python3 migrate_database_improvements.py goals.db --restore goals.db.backup-...
 
-    python migrate_database_improvements.py --dry-run goals.db   rehearse
-    python migrate_database_improvements.py goals.db             migrate
-    python migrate_database_improvements.py --verify goals.db    check, any time
-    python migrate_database_improvements.py goals.db --restore goals.db.backup-...
-
-Needs Python 3.8 and SQLite 3.28 or newer, nothing else. Exit status: 0 done or
-nothing to do; 1 failed and rolled back, or --verify found a fault; 2 wrong usage
-or no such database; 3 the data needs a decision; 4 locked; 130, 143 interrupted.
+One transaction: the outcome is the old database or the new one, whole. A checked backup
+comes first; every old value is proven equal before its old table goes; what was built is
+verified before COMMIT. Section 1 is the target as data, section 2 the rule of root_id as
+SQL; all else walks over these two. `migrate_in_transaction` is the run.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import errno
-import json
 import os
-import pathlib
-import platform
 import re
-import shlex
-import shutil
 import signal
 import sqlite3
-import stat
-import subprocess
 import sys
-import tempfile
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from collections import namedtuple
+from typing import Any, Callable, Iterator, NoReturn, Sequence
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+VERSION = "2.0.0 (2026-11-26)"
+OLDEST_SQLITE = (3, 34, 0)
 
-VERSION = "1.0.0 (2026-11-22)"
-OLDEST_SQLITE = (3, 28, 0)
+# ---------------------------------------------------------------------------------------
+# 1. The target, as data (DESIGN.md section 3)
+# ---------------------------------------------------------------------------------------
 
-# --------------------------------------------------------------------------
-# 1. The target, as data (DESIGN.md section 4). Add a column, an index or a
-#    check here, on one line; the phases below only walk over these tables.
-# --------------------------------------------------------------------------
-
-ROOT_ID = "VARCHAR NOT NULL ON CONFLICT REPLACE DEFAULT '' REFERENCES goals(id) ON DELETE CASCADE"
+# NULL and a column left out become '', which a trigger then fills.
+NOT_EMPTY = "NOT NULL ON CONFLICT REPLACE DEFAULT ''"
+IN_GOALS = "REFERENCES goals(id) ON DELETE CASCADE"
+ROOT_ID = f"VARCHAR {NOT_EMPTY} {IN_GOALS}"
 NOW = "DATETIME DEFAULT CURRENT_TIMESTAMP"
 
-# table -> column -> declaration. Parents come before children: the order of the
-# rebuild, and, as SQLite runs the cascades of the newest table first, the order
-# that deletes metric_values before the split_definitions they RESTRICT.
-TABLES: Dict[str, Dict[str, str]] = {
+# table -> column -> declaration. Parents come before children: the order of the rebuild.
+# SQLite runs the cascades of the newest table first: metric_values go before the
+# split_definitions that they RESTRICT.
+TABLES: dict[str, dict[str, str]] = {
     "goals": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "type": "VARCHAR NOT NULL", "name": "VARCHAR NOT NULL",
-        "description": "VARCHAR", "deadline": "DATETIME", "completed": "BOOLEAN DEFAULT 0",
-        "created_at": NOW, "updated_at": NOW, "parent_id": "VARCHAR REFERENCES goals(id)",
-        "root_id": ROOT_ID, "duration_minutes": "INTEGER", "session_start": "DATETIME",
-        "session_end": "DATETIME", "total_duration_seconds": "INTEGER", "template_id": "VARCHAR",
-        "attributes": "TEXT", "session_data": "TEXT", "targets": "TEXT",
-        "deleted_at": "DATETIME", "sort_order": "INTEGER DEFAULT 0",
+        "id": "VARCHAR NOT NULL PRIMARY KEY", "type": "VARCHAR NOT NULL",
+        "name": "VARCHAR NOT NULL", "description": "VARCHAR", "deadline": "DATETIME",
+        "completed": "BOOLEAN DEFAULT 0", "created_at": NOW, "updated_at": NOW,
+        "parent_id": "VARCHAR REFERENCES goals(id)", "root_id": ROOT_ID,
+        "duration_minutes": "INTEGER", "session_start": "DATETIME", "session_end": "DATETIME",
+        "total_duration_seconds": "INTEGER", "template_id": "VARCHAR", "attributes": "TEXT",
+        "session_data": "TEXT", "targets": "TEXT", "deleted_at": "DATETIME",
+        "sort_order": "INTEGER DEFAULT 0",
     },
     "activity_groups": {
         "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": ROOT_ID, "name": "VARCHAR NOT NULL",
@@ -91,8 +75,9 @@ TABLES: Dict[str, Dict[str, str]] = {
         "id": "VARCHAR NOT NULL PRIMARY KEY",
         "activity_id": "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE",
         "root_id": ROOT_ID, "name": "VARCHAR NOT NULL", "unit": "VARCHAR", "created_at": NOW,
-        "deleted_at": "DATETIME", "is_active": "BOOLEAN DEFAULT 1", "is_top_set_metric": "BOOLEAN DEFAULT 0",
-        "is_multiplicative": "BOOLEAN DEFAULT 1", "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
+        "deleted_at": "DATETIME", "is_active": "BOOLEAN DEFAULT 1",
+        "is_top_set_metric": "BOOLEAN DEFAULT 0", "is_multiplicative": "BOOLEAN DEFAULT 1",
+        "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
     },
     "split_definitions": {
         "id": "VARCHAR NOT NULL PRIMARY KEY",
@@ -109,8 +94,9 @@ TABLES: Dict[str, Dict[str, str]] = {
         "id": "VARCHAR NOT NULL PRIMARY KEY", "practice_session_id": "VARCHAR REFERENCES goals(id)",
         "activity_definition_id": "VARCHAR REFERENCES activity_definitions(id)",
         "root_id": ROOT_ID, "created_at": NOW, "time_start": "DATETIME", "time_stop": "DATETIME",
-        "duration_seconds": "INTEGER", "completed": "BOOLEAN DEFAULT 0", "notes": "TEXT", "data": "TEXT",
-        "deleted_at": "DATETIME", "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
+        "duration_seconds": "INTEGER", "completed": "BOOLEAN DEFAULT 0", "notes": "TEXT",
+        "data": "TEXT", "deleted_at": "DATETIME", "updated_at": NOW,
+        "sort_order": "INTEGER DEFAULT 0",
     },
     "metric_values": {
         "id": "VARCHAR NOT NULL PRIMARY KEY",
@@ -120,133 +106,464 @@ TABLES: Dict[str, Dict[str, str]] = {
         "root_id": ROOT_ID, "value": "FLOAT", "created_at": NOW, "updated_at": NOW,
     },
 }
-# References that an existing column must have as well, not only a new one.
-MUST_REFERENCE = {("activity_definitions", "group_id"), ("metric_values", "split_definition_id")}
+MIGRATION_LOG = {
+    "id": "INTEGER PRIMARY KEY", "run_at": "DATETIME NOT NULL", "script_version": "VARCHAR NOT NULL",
+    "sqlite_version": "VARCHAR NOT NULL", "report": "TEXT NOT NULL",
+}
+REFERENCE = re.compile(r"REFERENCES (\w+)\(id\)(?: ON DELETE (\w+))?")
+REFERENCES = [(table, column, REFERENCE.search(declared)[1])  # type: ignore[index]
+              for table, columns in TABLES.items() for column, declared in columns.items()
+              if "REFERENCES" in declared]
+# References that a column gets even where it was there before without one.
+ADDED_REFERENCES = {("activity_definitions", "group_id"), ("metric_values", "split_definition_id")}
 
-# table -> (its column, the parent table whose row gives the root), the first that
-# exists wins; goals have rules of their own (derive_goals); no entry: as stored.
-ROOT_SOURCES: Dict[str, List[Tuple[str, str]]] = {
+# Whose root a row has: the first of these (column, table) that names a row. Other tables keep
+# what is stored. Where nothing is stored, the LAST_RESORTS give it.
+PARENTS: dict[str, list[tuple[str, str]]] = {
+    "goals": [("parent_id", "goals")],
     "metric_definitions": [("activity_id", "activity_definitions")],
     "split_definitions": [("activity_id", "activity_definitions")],
-    "activity_instances": [("practice_session_id", "goals"), ("session_id", "sessions"),
-                           ("activity_definition_id", "activity_definitions")],
-    "metric_values": [("activity_instance_id", "activity_instances"),
-                      ("metric_definition_id", "metric_definitions")],
+    "activity_instances": [("practice_session_id", "goals"), ("session_id", "sessions")],
+    "metric_values": [("activity_instance_id", "activity_instances")],
 }
-SESSION = "PracticeSession"
+LAST_RESORTS: dict[str, list[tuple[str, str]]] = {
+    "activity_instances": [("activity_definition_id", "activity_definitions")],
+    "metric_values": [("metric_definition_id", "metric_definitions")],
+}
+RECOVERED = "recovered-by-migration"  # the goal that --repair makes for rows without any root
 
-# name -> table, expression, columns. julianday() and date() compare points in
-# time, whatever the notation (https://sqlite.org/lang_datefunc.html).
-CHECKS: Dict[str, Tuple[str, str, Sequence[str]]] = {
-    "chk_goals_deadline_after_creation":
-        ("goals", "date(deadline) >= date(created_at)", ("deadline", "created_at")),
+# name -> table, expression. julianday() and date() compare points in time, whatever the
+# notation (https://sqlite.org/lang_datefunc.html). A deadline is a local date, created_at is
+# UTC: west of Greenwich, in the evening, today's deadline lies a day before.
+DEADLINE = "chk_goals_deadline_after_creation"
+CHECKS: dict[str, tuple[str, str]] = {
+    DEADLINE: ("goals", "date(deadline, '+1 day') >= date(created_at)"),
     "chk_goals_session_time_order":
-        ("goals", "julianday(session_end) >= julianday(session_start)", ("session_start", "session_end")),
-    "chk_goals_duration_non_negative":
-        ("goals", "total_duration_seconds >= 0", ("total_duration_seconds",)),
+        ("goals", "julianday(session_end) >= julianday(session_start)"),
+    "chk_goals_duration_non_negative": ("goals", "total_duration_seconds >= 0"),
     "chk_activity_instances_time_order":
-        ("activity_instances", "julianday(time_stop) >= julianday(time_start)", ("time_start", "time_stop")),
+        ("activity_instances", "julianday(time_stop) >= julianday(time_start)"),
     "chk_activity_instances_duration_non_negative":
-        ("activity_instances", "duration_seconds >= 0", ("duration_seconds",)),
-    "chk_metric_values_non_negative":
-        ("metric_values", "value >= 0", ("value",)),
+        ("activity_instances", "duration_seconds >= 0"),
+    "chk_metric_values_non_negative": ("metric_values", "value >= 0"),
+}
+# The app names the fractal of groups, definitions and templates itself: no trigger fills it.
+ALL_CHECKS = {**CHECKS, **{f"chk_{table}_root_id": (table, "root_id <> ''")
+                           for table in TABLES if table not in PARENTS}}
+
+# name -> table, columns that name a live row (one with deleted_at IS NULL)
+UNIQUE_NAMES: dict[str, tuple[str, str]] = {
+    "uq_activity_groups_root_name": ("activity_groups", "root_id, name"),
+    "uq_activity_definitions_root_name": ("activity_definitions", "root_id, name"),
+    "uq_session_templates_root_name": ("session_templates", "root_id, name"),
+    "uq_metric_definitions_activity_name": ("metric_definitions", "activity_id, name"),
+    "uq_split_definitions_activity_name": ("split_definitions", "activity_id, name"),
 }
 
-# name -> table, columns that name a live row
-UNIQUE_NAMES: Dict[str, Tuple[str, Tuple[str, str]]] = {
-    "uq_activity_groups_root_name": ("activity_groups", ("root_id", "name")),
-    "uq_activity_definitions_root_name": ("activity_definitions", ("root_id", "name")),
-    "uq_session_templates_root_name": ("session_templates", ("root_id", "name")),
-    "uq_metric_definitions_activity_name": ("metric_definitions", ("activity_id", "name")),
-    "uq_split_definitions_activity_name": ("split_definitions", ("activity_id", "name")),
-}
-
-# name -> what follows ON
-INDEXES: Dict[str, str] = {
+# name -> what follows ON, in the order of creation. The plain index of a column comes after
+# the composite one that begins with it: between equals SQLite's planner takes the newer, and
+# the app's lists without ORDER BY keep the order that their users know.
+INDEXES: dict[str, str] = {
+    "idx_goals_parent_type": "goals (parent_id, type)",
+    "idx_goals_root_type": "goals (root_id, type)",
+    "idx_goals_completed": "goals (root_id, type) WHERE completed = 1",
+    "idx_goals_practice_sessions": "goals (root_id, created_at) WHERE type = 'PracticeSession'",
     "idx_goals_parent_id": "goals (parent_id)",
     "idx_goals_root_id": "goals (root_id)",
     "idx_goals_type": "goals (type)",
     "idx_goals_created_at": "goals (created_at)",
-    "idx_activity_instances_session": "activity_instances (practice_session_id)",
-    "idx_activity_instances_definition": "activity_instances (activity_definition_id)",
-    "idx_activity_instances_root": "activity_instances (root_id)",
-    "idx_metric_values_instance": "metric_values (activity_instance_id)",
-    "idx_metric_values_definition": "metric_values (metric_definition_id)",
-    "idx_metric_values_root": "metric_values (root_id)",
-    "idx_metric_values_split": "metric_values (split_definition_id)",
+    "idx_activity_groups_root": "activity_groups (root_id)",
+    "idx_activity_definitions_root": "activity_definitions (root_id)",
+    "idx_activity_definitions_group": "activity_definitions (group_id)",
+    "idx_metric_definitions_active": "metric_definitions (activity_id) WHERE is_active = 1",
     "idx_metric_definitions_activity": "metric_definitions (activity_id)",
     "idx_metric_definitions_root": "metric_definitions (root_id)",
     "idx_split_definitions_activity": "split_definitions (activity_id)",
     "idx_split_definitions_root": "split_definitions (root_id)",
-    "idx_activity_definitions_group": "activity_definitions (group_id)",
-    "idx_activity_definitions_root": "activity_definitions (root_id)",
-    "idx_activity_groups_root": "activity_groups (root_id)",
     "idx_session_templates_root": "session_templates (root_id)",
     "idx_activity_instances_root_date": "activity_instances (root_id, created_at DESC)",
+    "idx_activity_instances_session_created":
+        "activity_instances (practice_session_id, created_at)",
+    "idx_activity_instances_session": "activity_instances (practice_session_id)",
+    "idx_activity_instances_definition": "activity_instances (activity_definition_id)",
+    "idx_activity_instances_root": "activity_instances (root_id)",
     "idx_metric_values_root_metric": "metric_values (root_id, metric_definition_id)",
-    "idx_activity_instances_session_created": "activity_instances (practice_session_id, created_at)",
-    "idx_goals_parent_type": "goals (parent_id, type)",
-    "idx_goals_root_type": "goals (root_id, type)",
-    "idx_metric_definitions_active": "metric_definitions (activity_id) WHERE is_active = 1",
-    "idx_goals_completed": "goals (root_id, type) WHERE completed = 1",
-    "idx_goals_practice_sessions": "goals (root_id, created_at) WHERE type = 'PracticeSession'",
+    "idx_metric_values_instance": "metric_values (activity_instance_id)",
+    "idx_metric_values_definition": "metric_values (metric_definition_id)",
+    "idx_metric_values_split": "metric_values (split_definition_id)",
+    "idx_metric_values_root": "metric_values (root_id)",
 }
+INDEXED_TABLE = {**{name: table for name, (table, _) in UNIQUE_NAMES.items()},
+                 **{name: on.split()[0] for name, on in INDEXES.items()}}
 
-# The fractal-scoped queries of the README; each must be answerable by its index.
-SCOPED_QUERIES = {
-    "all activity instances of a fractal":
-        "SELECT * FROM activity_instances INDEXED BY idx_activity_instances_root WHERE root_id = ''",
-    "all values of a fractal": "SELECT * FROM metric_values INDEXED BY idx_metric_values_root WHERE root_id = ''",
-    "sum of a metric by fractal":
-        "SELECT sum(value) FROM metric_values INDEXED BY idx_metric_values_root_metric "
-        "WHERE root_id = '' AND metric_definition_id = ''",
-    "sessions of a fractal in date order":
-        "SELECT * FROM goals INDEXED BY idx_goals_practice_sessions "
-        "WHERE root_id = '' AND type = 'PracticeSession' ORDER BY created_at",
-    "children of a goal": "SELECT * FROM goals INDEXED BY idx_goals_parent_id WHERE parent_id = ''",
-}
+# Queries for one fractal, each with the index that must serve it.
+SCOPED_QUERIES = [
+    "SELECT * FROM activity_instances INDEXED BY idx_activity_instances_root WHERE root_id = ''",
+    "SELECT * FROM metric_values INDEXED BY idx_metric_values_root WHERE root_id = ''",
+    "SELECT sum(value) FROM metric_values INDEXED BY idx_metric_values_root_metric"
+    " WHERE root_id = '' AND metric_definition_id = ''",
+    "SELECT * FROM goals INDEXED BY idx_goals_practice_sessions"
+    " WHERE root_id = '' AND type = 'PracticeSession' ORDER BY created_at",
+    "SELECT * FROM goals INDEXED BY idx_goals_parent_id WHERE parent_id = ''",
+]
 
-# Further references, which give no root. The row that one names may be gone: reported, never altered.
-OTHER_REFERENCES: Dict[str, List[Tuple[str, str]]] = {
-    "goals": [("parent_id", "goals")],
-    "activity_definitions": [("group_id", "activity_groups")],
-    "metric_values": [("split_definition_id", "split_definitions")],
-}
+# What version 1 left, to be replaced: exactly these triggers and this check.
+VERSION_1_TRIGGERS = {f"trg_{name}" for name in [
+    *(f"{table}_{kind}" for table in TABLES
+      for kind in ("fill", "guard", "move", "adopt", "follow", "orphan")),
+    *(f"sessions_{kind}" for kind in ("adopt", "follow", "orphan")),
+    *(f"goals_{kind}" for kind in (
+        "refill", "guard_insert", "guard_update", "cycle_insert", "cycle_update", "subtree",
+        "session_subtree", "sessions", "unlink")),
+    *(f"practice_session_goals_{kind}" for kind in ("insert", "update", "delete"))]}
+VERSION_1_DEADLINE = f"CONSTRAINT {DEADLINE} CHECK (date(deadline) >= date(created_at))"
 
-OWN_TABLES: Dict[str, Dict[str, str]] = {
-    "migration_log": {
-        "id": "INTEGER PRIMARY KEY", "run_at": "DATETIME NOT NULL", "script_version": "VARCHAR NOT NULL",
-        "sqlite_version": "VARCHAR NOT NULL", "report": "TEXT NOT NULL",
-    },
-    "migration_quarantine": {
-        "table": "VARCHAR NOT NULL", "rowid": "INTEGER", "id": "", "reason": "VARCHAR NOT NULL", "row": "TEXT NOT NULL",
-        "time": "DATETIME NOT NULL",
-    },
-}
-PHASES = ["columns", "backfill", "constraints", "indexes"]
-PHASE_TITLES = ["Add columns", "Backfill root_id", "Recreate tables", "Create indexes", "Verify"]
-CONSTRAINTS = list(UNIQUE_NAMES) + list(CHECKS)
-STRICT_TYPES = {"VARCHAR": "TEXT", "DATETIME": "TEXT", "BOOLEAN": "INTEGER", "FLOAT": "REAL"}
-CHUNK_ROWS = 50_000
-CACHE_KIB = 128 * 1024  # random ids go into the index of a PRIMARY KEY: it should fit
-SORT_KIB = 8 * 1024     # sorts of this size are the fastest, and each thread has several
 
+# ---------------------------------------------------------------------------------------
+# 2. The rule of root_id (DESIGN.md section 4), written once, as SQL: `rule`. Derivation,
+#    audit and triggers are made from it.
+# ---------------------------------------------------------------------------------------
+
+KNOWN = "migration_known_"  # before a table's name: what `derive` knows of it (id, root_id)
+FOUND = "migration_found_"  # the rows whose root it changes (key, root, stored), as numbers
+
+
+def number_of(root: str) -> str:
+    """SQL for the number that stands for a root meanwhile: it takes a third of the memory."""
+    return f"(SELECT n FROM migration_roots WHERE id = {root})"
+
+
+def root_of(number: str) -> str:
+    return f"(SELECT id FROM migration_roots WHERE n = {number})"
+
+
+def new_root(schema: Schema, name: str) -> str:
+    """SQL for the root that row `c` has after the run; `derive` must have run."""
+    found = root_of(f"(SELECT root FROM {FOUND}{name} WHERE key = c.rowid)")
+    return f"COALESCE({found}, c.root_id)" if schema.has(name, "root_id") else found
+
+
+def rule(schema: Schema, name: str, row: str, stored: str = "", known: str = "") -> str:
+    """SQL for the root that a row of table `name` should have; NULL where there is none.
+
+    `row` is the row's alias, `stored` the SQL of its stored root. The roots of other rows are
+    the stored ones, with known=KNOWN the derived ones.
+    """
+    stored = f"NULLIF({stored or row + '.root_id'}, '')"
+
+    def given_by(pairs: Pairs) -> list[str]:
+        # + takes away the affinity of a STRING column, for which no index could be used.
+        return [f"(SELECT NULLIF(p.root_id, '') FROM {known}{parent} p"
+                f" WHERE p.id = +{row}.{column})" for column, parent in schema.pairs(pairs, name)]
+
+    if name == "goals":
+        top = f"COALESCE({row}.parent_id, '') = ''"
+        linked = linked_root(schema, row, stored, known)
+        own = [f"CASE WHEN {row}.type = 'PracticeSession' THEN"
+               f" CASE WHEN {top} OR {stored} IS NULL THEN {linked} END"       # rules 3, 5
+               f" WHEN {top} THEN {row}.id END", stored, f"{row}.id"]          # rules 2, 4, 5
+    else:
+        own = [stored, *given_by(LAST_RESORTS)]                                # rules 4, 5
+    return f"COALESCE({', '.join([*given_by(PARENTS), *own, 'NULL'])})"        # rule 1
+
+
+def linked_root(schema: Schema, row: str, stored: str, known: str) -> str:
+    """SQL for the root of a session's links: the stored one if one has it, else the first's."""
+    if "practice_session_goals" not in schema:
+        return "NULL"
+    links = (f"SELECT l.root_id FROM {known}practice_session_goals k"
+             f" JOIN {known}goals l ON l.id = k.short_term_goal_id"
+             f" WHERE k.practice_session_id = {row}.id AND l.id <> {row}.id")
+    return (f"COALESCE(({links} AND l.root_id = {stored} LIMIT 1), ({links} AND l.root_id <> ''"
+            f" ORDER BY k.{'rowid' if known else schema.link_order} LIMIT 1))")
+
+
+# ---- derivation -------------------------------------------------------------------------
+
+def derive(db: Database, schema: Schema, otherwise: str = "NULL") -> None:
+    """Find the root of every row: FOUND tables get the rows whose stored root is another one.
+
+    Tables are scanned, as an index might lie. Where the rule gives a row no root, `otherwise`
+    does, which is SQL; but a goal that no rule reaches has none.
+    """
+    for old in db.column("SELECT name FROM temp.sqlite_master WHERE type = 'table'"):
+        db.change(f"DROP TABLE temp.{old}")
+    derive_goals(db, schema)
+    db.change("CREATE TEMP TABLE migration_roots (n INTEGER PRIMARY KEY, id TEXT UNIQUE)")
+    db.change(f"INSERT INTO migration_roots (id) SELECT id FROM migration_tree UNION "
+              f"SELECT '{RECOVERED}'")
+    for name in schema:
+        if schema.has(name, "root_id"):
+            db.change("INSERT OR IGNORE INTO migration_roots (id) "
+                      f"SELECT DISTINCT root_id FROM {name} NOT INDEXED WHERE root_id <> ''")
+    db.change(f"UPDATE {KNOWN}goals SET root_id = {number_of('root_id')}")
+    if "sessions" in schema:
+        make_known(db, "sessions", f"id, {number_of('root_id')}")
+    for name in schema.of_target():
+        has_root = schema.has(name, "root_id")
+        stored = number_of("CAST(c.root_id AS TEXT)") if has_root else "NULL"
+        root = f"COALESCE({rule(schema, name, 'c', stored, KNOWN)}, {otherwise})"
+        if name == "goals":
+            root = f"(SELECT root_id FROM {KNOWN}goals WHERE id = c.id)"
+        db.change(f"CREATE TEMP TABLE {FOUND}{name} (key INTEGER PRIMARY KEY, root, stored)")
+        # LIMIT keeps SQLite from looking the root up again for each mention of it.
+        db.change(f"""
+            INSERT INTO {FOUND}{name}
+            SELECT * FROM (SELECT c.rowid, {root} AS root, {stored} AS stored
+                           FROM {name} c NOT INDEXED LIMIT -1)
+            WHERE root IS NULL OR root IS NOT stored""")
+        if name in ("activity_definitions", "metric_definitions", "activity_instances"):
+            found = f"(SELECT root FROM {FOUND}{name} WHERE key = c.rowid)"
+            make_known(db, name, f"c.id, COALESCE({found}, {stored})")
+
+
+def make_known(db: Database, name: str, columns: str) -> None:
+    db.change(f"CREATE TEMP TABLE {KNOWN}{name} (id TEXT PRIMARY KEY, root_id) WITHOUT ROWID")
+    db.change(f"INSERT OR IGNORE INTO {KNOWN}{name} "
+              f"SELECT {columns} FROM {name} c NOT INDEXED WHERE c.id <> ''")
+
+
+# The links of the session `g` whose goals have no known root yet.
+UNKNOWN_LINKS = f"""
+    SELECT l.id FROM {KNOWN}practice_session_goals k
+    JOIN migration_tree l ON l.id = k.short_term_goal_id
+    WHERE k.practice_session_id = g.id AND l.id <> g.id
+      AND l.id NOT IN (SELECT id FROM {KNOWN}goals)"""
+
+
+def derive_goals(db: Database, schema: Schema) -> None:
+    """Fill the KNOWN table of goals with all that the rule reaches: roots spread from the tops
+    down, and a linked session is a top that waits for the roots of its links."""
+    stored = "COALESCE(root_id, '')" if schema.has("goals", "root_id") else "''"
+    db.change("CREATE TEMP TABLE migration_tree "
+              "(id TEXT PRIMARY KEY, parent_id TEXT, type, root_id TEXT)")
+    db.change(f"INSERT OR IGNORE INTO migration_tree SELECT id, parent_id, type, {stored} "
+              "FROM goals NOT INDEXED WHERE id <> ''")
+    db.change("CREATE INDEX migration_tree_parent ON migration_tree (parent_id)")
+    db.change(f"CREATE TEMP TABLE {KNOWN}goals (id TEXT PRIMARY KEY, root_id) WITHOUT ROWID")
+    waits = "0"
+    if "practice_session_goals" in schema:
+        waits = f"EXISTS ({UNKNOWN_LINKS})"
+        db.change(f"CREATE TEMP TABLE {KNOWN}practice_session_goals AS SELECT practice_session_id, "
+                  "short_term_goal_id FROM practice_session_goals NOT INDEXED "
+                  f"ORDER BY {schema.link_order}")
+        db.change("CREATE INDEX migration_links "
+                  f"ON {KNOWN}practice_session_goals (practice_session_id)")
+    spread = f"""
+        INSERT INTO {KNOWN}goals
+        WITH RECURSIVE tree(id, root_id) AS (
+            SELECT g.id, {rule(schema, "goals", "g", known=KNOWN)} FROM migration_tree g
+            WHERE g.id NOT IN (SELECT id FROM {KNOWN}goals)
+              AND NOT EXISTS (SELECT 1 FROM migration_tree p WHERE p.id = g.parent_id)
+              AND NOT (g.type = 'PracticeSession' AND {waits}
+                       AND (COALESCE(g.parent_id, '') = '' OR g.root_id = ''))
+            UNION ALL
+            SELECT g.id, tree.root_id FROM tree JOIN migration_tree g ON g.parent_id = tree.id)
+        SELECT id, root_id FROM tree"""
+    while db.change(spread):
+        pass
+
+
+def audit(db: Database) -> Iterator[str]:
+    """A line for each table with rows whose stored root is not what the rule says of what is
+    stored: a derivation apart from `derive`, one pass a table."""
+    schema = read_schema(db)
+    for name in TABLES:
+        wrong = f"FROM {name} c WHERE COALESCE(c.root_id, '') IS NOT {rule(schema, name, 'c')}"
+        ids = db.column(f"SELECT c.id {wrong} LIMIT 4")
+        if ids:
+            rows = count(db.value(f"SELECT count(*) {wrong}"), "row")
+            yield f"{name}: {rows} with a wrong or empty root_id, id {first(ids)}"
+
+
+# ---- triggers: they keep the rule, and take NULL for '' ---------------------------------------
+
+ANCESTORS = ("(WITH RECURSIVE up(id) AS (SELECT NEW.parent_id UNION"
+             " SELECT g.parent_id FROM up JOIN goals g ON g.id = up.id WHERE g.parent_id <> '')"
+             " SELECT id FROM up)")
+SUBTREE = ("(WITH RECURSIVE sub(id) AS (SELECT NEW.id UNION"
+           " SELECT g.id FROM sub JOIN goals g ON g.parent_id = sub.id) SELECT id FROM sub)")
+# In which order the rows of a subtree are updated, SQLite decides: an ancestor that has the new
+# root already proves it right.
+ANCESTOR_HAS_ROOT = (
+    "EXISTS (WITH RECURSIVE up(parent_id, root_id) AS ("
+    "SELECT parent_id, root_id FROM goals WHERE id = NEW.parent_id UNION"
+    " SELECT g.parent_id, g.root_id FROM up JOIN goals g ON g.id = up.parent_id"
+    " WHERE up.root_id <> NEW.root_id)"
+    " SELECT 1 FROM up WHERE root_id = NEW.root_id AND root_id <> '')")
+CHANGED = "NEW.root_id IS NOT OLD.root_id AND NEW.root_id <> ''"
+# Any other goal changes its root with its subtree, by trg_goals_move, or when it is filled.
+TOP_CHANGED = (f"{CHANGED} AND (COALESCE(OLD.root_id, '') = ''"
+               " OR NOT EXISTS (SELECT 1 FROM goals WHERE id = NEW.parent_id))")
+
+
+def triggers(schema: Schema) -> dict[str, str]:
+    """The CREATE statement of every trigger of the target, by name."""
+    found: dict[str, str] = {}
+
+    def add(table: str, kind: str, event: str, when: str, *statements: str) -> None:
+        name, body = f"trg_{table}_{kind}", ";\n    ".join(statements)
+        found[name] = (f"CREATE TRIGGER {name} AFTER {event} ON {table} WHEN {when}\n"
+                       f"BEGIN\n    {body};\nEND")
+
+    for name in PARENTS:
+        keep_own_root(add, schema, name)
+    linked = follow_links(schema, "id IN (SELECT practice_session_id FROM practice_session_goals"
+                                  " WHERE short_term_goal_id = NEW.id)")
+    for parent in ("goals", "activity_definitions", "activity_instances", "sessions"):
+        below = give_children(schema, parent)
+        if below:
+            add(parent, "follow", "UPDATE OF root_id", CHANGED, *below)
+            if parent == "goals":
+                below += [move_subtree("NEW.root_id"), *linked]
+            add(parent, "adopt", "INSERT", "NEW.root_id <> ''", *below)
+    add("goals", "subtree", "UPDATE OF root_id", TOP_CHANGED, move_subtree("NEW.root_id"))
+    cycle = "SELECT RAISE(ABORT, 'goals.parent_id: a goal cannot be below itself')"
+    add("goals", "cycle_update", "UPDATE OF parent_id", f"NEW.id IN {ANCESTORS}", cycle)
+    add("goals", "cycle_insert", "INSERT", "1", f"{cycle} WHERE NEW.id IN {ANCESTORS}",
+        "SELECT RAISE(ABORT, 'goals.id is missing') WHERE COALESCE(NEW.id, '') = ''")
+    links = "practice_session_goals"
+    if links in schema:
+        new, old = [follow_links(schema, f"id = {r}.practice_session_id") for r in ("NEW", "OLD")]
+        # A trigger of its own: while goals_subtree runs, the rows below fire all but that.
+        add("goals", "sessions", "UPDATE OF root_id", CHANGED, *linked)
+        add(links, "insert", "INSERT", "1", *new)
+        add(links, "update", "UPDATE", "1", *new, *old)
+        add(links, "delete", "DELETE", "1", *old)
+        # Or foreign keys would forbid deleting a fractal. AFTER: within its cascade, what follows
+        # its sessions is gone already.
+        add("goals", "unlink", "DELETE", "1", f"DELETE FROM {links} "
+            "WHERE practice_session_id = OLD.id OR short_term_goal_id = OLD.id")
+    return found
+
+
+def keep_own_root(add: Callable[..., None], schema: Schema, name: str) -> None:
+    """Add fill, guard and move: what keeps a row's own root right."""
+    columns = ", ".join(column for column, _ in schema.pairs(PARENTS, name))
+    want, before = rule(schema, name, "NEW"), rule(schema, name, "NEW", "OLD.root_id")
+    wrong = f"COALESCE(NEW.root_id, '') IS NOT {want}"
+    missing = f"RAISE(ABORT, '{name}.root_id is missing: no row that {columns} names has one')"
+
+    def give(root: str) -> str:
+        return f"""UPDATE {name} SET root_id = CASE WHEN NEW.root_id <> '' THEN
+        RAISE(ABORT, 'root_id does not match: a row of {name} belongs where its {columns} says')
+        ELSE {root} END WHERE rowid = NEW.rowid"""
+
+    guarded = f"OLD.root_id <> '' AND NEW.root_id IS NOT OLD.root_id AND {wrong}"
+    moved, carry = f"{wrong} AND {want} IS NOT NULL", f"UPDATE {name} SET root_id = {want}"
+    carry += " WHERE rowid = NEW.rowid"
+    if name == "goals":
+        guarded += f" AND NOT {ANCESTOR_HAS_ROOT}"
+        moved, carry = "NEW.parent_id IS NOT OLD.parent_id OR NEW.type IS NOT OLD.type", move_subtree(want)
+    add(name, "fill", "INSERT", wrong, give(f"COALESCE({want}, {missing})"))
+    add(name, "guard", "UPDATE OF root_id", guarded, give(before))
+    add(name, "move", f"UPDATE OF {columns}{', type' if name == 'goals' else ''}", moved, carry)
+
+
+def give_children(schema: Schema, parent: str) -> list[str]:
+    """Statements that give the rows of other tables below the row NEW of `parent` their root."""
+    return [f"UPDATE {name} SET root_id = {rule(schema, name, name)}"
+            f" WHERE {column} = NEW.id AND COALESCE(root_id, '') <> {rule(schema, name, name)}"
+            for name in PARENTS if name != "goals"
+            for column, source in schema.pairs(PARENTS, name) if source == parent]
+
+
+def move_subtree(root: str) -> str:
+    """The statement that gives the goal NEW and all below it a root: one over a recursive
+    subquery, as a trigger that fires itself ends at SQLite's depth limit."""
+    return (f"UPDATE goals SET root_id = {root}"
+            f" WHERE id IN {SUBTREE} AND COALESCE(root_id, '') <> {root}")
+
+
+def follow_links(schema: Schema, which: str) -> list[str]:
+    """The statement that gives those of some goals that are sessions the root of their links."""
+    if "practice_session_goals" not in schema:
+        return []
+    root = rule(schema, "goals", "goals")
+    return [f"UPDATE goals SET root_id = {root} WHERE {which} AND type = 'PracticeSession'"
+            f" AND COALESCE(root_id, '') <> {root}"]
+
+
+
+# ---------------------------------------------------------------------------------------
+# 3. A connection; reading, refusing and editing a schema
+# ---------------------------------------------------------------------------------------
 
 class Stop(Exception):
-    """The run ends here: `status` is the exit status, the text one line for the operator."""
+    """The run ends here: a line for the operator, the exit status, what to do next."""
 
     def __init__(self, message: str, status: int = 1, advice: str = "") -> None:
         super().__init__(message)
         self.status, self.advice = status, advice
 
 
-# --------------------------------------------------------------------------
-# 2. Reading and editing a schema
-# --------------------------------------------------------------------------
+SIGNALS: list[int] = []  # those that came; heard between statements and within long ones
 
-def lower(name: str) -> str:
-    """A name as SQLite compares names: ASCII letters alone have a case."""
-    return re.sub("[A-Z]+", lambda letters: letters.group().lower(), name)
+
+def check_interrupt() -> None:
+    """Raise Stop with 129, 130 or 143 once a signal has come."""
+    if SIGNALS:
+        name = signal.Signals(SIGNALS[0]).name
+        raise Stop(f"interrupted by {name}", 128 + SIGNALS[0], "run it again when it suits")
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether SQLite says SQLITE_BUSY or SQLITE_LOCKED (no error codes before Python 3.11)."""
+    return isinstance(error, sqlite3.OperationalError) and " is locked" in str(error)
+
+
+class Database(sqlite3.Connection):
+    """A connection in autocommit mode: BEGIN and COMMIT are said by this script alone."""
+
+    patience = 5.0      # seconds to wait for a lock
+    script: list[str]   # the statements that changed something, for --sql
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """Execute a statement. Waits for a lock in short turns, as SQLite's own waiting can't be
+        interrupted; raises sqlite3.OperationalError after `patience` seconds."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            check_interrupt()
+            try:
+                return super().execute(sql, parameters)
+            except sqlite3.OperationalError as error:
+                check_interrupt()
+                if not is_locked(error) or time.monotonic() > deadline:
+                    raise
+                OUT.tick("waiting for a lock")
+                time.sleep(0.02)
+
+    def rows(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        return self.execute(sql, parameters).fetchall()
+
+    def column(self, sql: str, parameters: Any = ()) -> list[Any]:
+        return [row[0] for row in self.execute(sql, parameters)]
+
+    def value(self, sql: str) -> Any:
+        return self.execute(sql).fetchone()[0]
+
+    def change(self, sql: str) -> int:
+        """Execute a statement that changes something; how many rows it changed."""
+        if OUT.verbose:
+            OUT.say(f"    sql> {' '.join(sql.split())}")
+        before = self.total_changes
+        self.execute(sql)
+        self.script.append(sql)
+        return self.total_changes - before
+
+
+def connect(path: str, mode: str = "rw", patience: float = 5.0) -> Database:
+    """Open a database file; `mode` as in https://sqlite.org/uri.html."""
+    name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    # No cache of statements: a cached EXPLAIN would show the schema as it was.
+    db = sqlite3.connect(f"file:{name}?mode={mode}", uri=True, timeout=0.1, isolation_level=None,
+                         cached_statements=0, factory=Database)
+    db.patience, db.script = patience, []
+    db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+    # Python runs a signal's handler between its own instructions: within a long statement, here
+    # (https://sqlite.org/c3ref/progress_handler.html).
+    db.set_progress_handler(OUT.tick, 10_000)
+    return db
 
 
 def quote(name: str) -> str:
@@ -254,1734 +571,911 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a text that was read is UTF-8; where not, its bytes stand as surrogates (see Database)."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
-def literal(value: Any) -> str:
-    """A value as an SQL literal, so that --sql can replay what was run."""
-    if value is None or isinstance(value, (int, float)):
-        return "NULL" if value is None else repr(value).replace("inf", "9e999")
-    if isinstance(value, bytes):
-        return "x'%s'" % value.hex()
-    if not is_utf8(value):
-        return "CAST(x'%s' AS TEXT)" % value.encode("utf-8", "surrogateescape").hex()
-    text = "'" + value.replace("'", "''").replace("\0", "' || char(0) || '") + "'"
-    return "(%s)" % text if "\0" in value else text
-
-
-class Token(NamedTuple):
-    kind: str   # space, comment, string, quoted, word or op
-    text: str
-    start: int
-    end: int
-
-    @property
-    def word(self) -> str:
-        """The keyword this may be, in capitals; '' for a quoted name or a string."""
-        return self.text.upper() if self.kind in ("word", "op") else ""
-
+class Token(namedtuple("Token", "text start end")):
     @property
     def name(self) -> str:
-        """The identifier this stands for (https://sqlite.org/lang_keywords.html)."""
-        if self.kind not in ("quoted", "string"):
-            return self.text
-        mark = self.text[-1]
-        return self.text[1:-1] if mark == "]" else self.text[1:-1].replace(mark * 2, mark)
+        """The identifier it stands for, in lower case (https://sqlite.org/lang_keywords.html)."""
+        quoted = self.text[0] in "\"`'[" and len(self.text) > 1
+        return str(self.text[1:-1].replace('""', '"') if quoted else self.text).lower()
 
 
 TOKEN = re.compile(r"""
-    (?P<space>[ \t\n\f\r]+) | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z)) | (?P<string>'(?:[^']|'')*')
-  | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]) | (?P<word>[A-Za-z0-9_$\x80-\U0010ffff]+) | (?P<op>.)
-    """, re.VERBOSE | re.DOTALL)
+    (?P<skip>[ \t\n\f\r]+ | --[^\n]* | /\*.*?(?:\*/|\Z))
+  | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\] | '(?:[^']|'')*'
+  | [A-Za-z0-9_$\x80-\U0010ffff]+ | .""", re.VERBOSE | re.DOTALL)
 
 
-def tokenize(sql: str) -> List[Token]:
-    """The significant tokens of `sql`: no white space, no comments."""
-    found = (Token(str(m.lastgroup), m.group(), m.start(), m.end()) for m in TOKEN.finditer(sql))
-    return [token for token in found if token.kind not in ("space", "comment")]
+def tokenize(sql: str) -> list[Token]:
+    """The tokens of a statement with their places; no white space, no comments."""
+    return [Token(m[0], m.start(), m.end()) for m in TOKEN.finditer(sql) if not m["skip"]]
 
 
-def same_sql(one: Optional[str], other: Optional[str]) -> bool:
-    """Whether two statements differ only in white space, comments, case and quotes of names."""
-    def normal(sql: Optional[str]) -> List[str]:
-        return [t.text if t.kind == "string" else t.name.upper() for t in tokenize(sql or "")]
-    return normal(one) == normal(other)
-
-
-class Body(NamedTuple):
-    """A CREATE TABLE text taken apart: where its name ends, its items, its closing bracket."""
-    name_end: int
-    items: List[List[Token]]
-    close: int
-    options: List[str]
-
-
-TABLE_CONSTRAINT = {"CONSTRAINT", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"}
-
-
-def parse_table(sql: str) -> Body:
-    """Take a stored CREATE TABLE text apart. Raises Stop where it has no such shape."""
-    tokens = tokenize(sql)
-    if [t.word for t in tokens[:2]] != ["CREATE", "TABLE"] or len(tokens) < 6 or tokens[3].text != "(":
-        raise Stop("its text is not that of a plain table")
-    items: List[List[Token]] = [[]]
+def split(tokens: list[Token]) -> tuple[list[list[Token]], Token]:
+    """What stands between the bracket that `tokens` begin with and the one that closes it, cut at
+    the commas; and that one."""
+    items: list[list[Token]] = [[]]
     depth = 0
-    for position, token in enumerate(tokens[3:], 3):
+    for token in tokens:
         depth += {"(": 1, ")": -1}.get(token.text, 0)
         if depth == 0:
-            rest = [t.word for t in tokens[position + 1:]]
-            if not all(items):
-                raise Stop("its text has an empty column definition")
-            return Body(tokens[2].end, items, token.start, rest)
+            return items, token
         if depth == 1 and token.text == ",":
             items.append([])
-        elif position > 3:
+        elif token is not tokens[0]:
             items[-1].append(token)
-    raise Stop("the brackets of its text don't match")
+    raise Stop("the brackets of a CREATE TABLE don't match", 1, "see PRAGMA integrity_check")
 
 
-CLAUSES = {"CONSTRAINT", "PRIMARY", "NOT", "NULL", "UNIQUE", "CHECK", "DEFAULT", "COLLATE",
-           "REFERENCES", "GENERATED", "AS", "FOREIGN", "DEFERRABLE"}
+# A row of PRAGMA table_xinfo, and whether it is declared STRING, which means NUMERIC.
+Column = namedtuple("Column", "name type not_null default key hidden is_string")
+# The name as the database spells it, the text, the Columns by lower-case name, the tokens of each
+# column and constraint, the closing bracket, the references as {(column, table, ON DELETE)}.
+Table = namedtuple("Table", "name sql columns items close references")
+Pairs = dict[str, list[tuple[str, str]]]  # table -> (column, parent table)
 
 
-def split_clauses(tokens: List[Token]) -> List[List[Token]]:
-    """A column definition as [name and type], then one list a constraint of the column."""
-    parts: List[List[Token]] = [[tokens[0]]]
-    depth = 0
-    previous = ""
-    for token in tokens[1:]:
-        inside = (previous in ("SET", "CONSTRAINT", "COLLATE", "REFERENCES")
-                  or (token.word == "NULL" and previous in ("NOT", "DEFAULT"))
-                  or (token.word == "DEFERRABLE" and previous == "NOT")
-                  or (parts[-1][0].word == "CONSTRAINT" and len(parts[-1]) == 2))
-        if depth == 0 and token.word in CLAUSES and not inside:
-            parts.append([])
-        parts[-1].append(token)
-        depth += {"(": 1, ")": -1}.get(token.text, 0)
-        previous = token.word
-    return parts
+class Schema(dict[str, Table]):
+    """The app's tables that a database has, by the target's names."""
+
+    link_order = "rowid"  # what says which of a session's links came first
+
+    def has(self, name: str, *columns: str) -> bool:
+        return name in self and {*columns} <= self[name].columns.keys()
+
+    def of_target(self) -> list[str]:
+        return [name for name in TABLES if name in self]
+
+    def pairs(self, pairs: Pairs, name: str) -> list[tuple[str, str]]:
+        """Those of a table whose column and parent table there are."""
+        return [(column, parent) for column, parent in pairs.get(name, [])
+                if self.has(name, column) and parent in self]
 
 
-def clause_kind(clause: List[Token]) -> str:
-    """The keyword that says what a column constraint is, past a CONSTRAINT name."""
-    words = [token.word for token in clause]
-    if words[0] == "CONSTRAINT":
-        words = words[2:] or words
-    return "DEFERRABLE" if words[:2] == ["NOT", "DEFERRABLE"] else words[0]
+def read_table(db: Database, name: str) -> Table | None:
+    """Take a table's text apart; None if there is no such plain table."""
+    for actual, sql in db.rows("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND "
+                               "lower(name) = ? AND sql NOT LIKE 'CREATE VIRTUAL%'", [name]):
+        items, close = split(tokenize(sql)[3:])
+        columns = {row[1].lower(): Column._make([*row[1:], re.match("(?i)STRING\\b", row[2])])
+                   for row in db.rows(f"PRAGMA table_xinfo({quote(actual)})")}
+        references = {(row[3].lower(), row[2].lower(), row[6])
+                      for row in db.rows(f"PRAGMA foreign_key_list({quote(actual)})")}
+        return Table(actual, sql, columns, items, close, references)
+    return None
 
 
-class Column(NamedTuple):
-    name: str
-    type: str
-    generated: bool
-    boolean: bool  # text with DEFAULT TRUE or FALSE: old rows that ALTER TABLE gave it read as numbers
-
-
-class Table(NamedTuple):
-    """One of the eight tables, as it is in this database."""
-    name: str                   # as the database spells it
-    sql: str
-    columns: Dict[str, Column]  # by lower-case name
-    key: str                    # SQL for the row's key: a name of the rowid, or "id" WITHOUT ROWID
-    rowid: bool
-    strict: bool
-    parents: Dict[str, str]     # the tables that its reference columns mean
-
-    @property
-    def quoted(self) -> str:
-        return quote(self.name)
-
-    def has(self, *columns: str) -> bool:
-        return all(column.lower() in self.columns for column in columns)
-
-    def text(self, alias: str, column: str) -> str:
-        """SQL for a column as VARCHAR would hold it: '7' for the number 7 in a STRING column,
-        or '007' where the column refers to that id and to no other that reads as 7."""
-        name = "%s.%s" % (alias, quote(column))
-        if not self.has(column):
-            return "NULL"
-        kind, boolean = self.columns[column.lower()].type.upper(), self.columns[column.lower()].boolean
-        if not (is_string(kind) or is_numeric(kind) or boolean):
-            return name
-        parent = self.parents.get(column.lower())
-        if not parent or not is_string(kind):
-            return as_text(name)
-        return ("CASE WHEN typeof({0}) IN ('integer', 'real') THEN COALESCE((SELECT CASE WHEN count(*) = 1 "
-                "THEN min(p.id) END FROM main.{1} p WHERE p.id = {0}), {2}) ELSE {0} END"
-                ).format(name, quote(parent), as_text(name))
-
-
-def as_text(name: str) -> str:
-    """SQL that turns a number into text that reads back as the same number, and nothing else.
-
-    CAST keeps 15 digits of a REAL (https://sqlite.org/lang_expr.html#castexpr); where that
-    is too few, 17 always do.
-    """
-    return ("CASE typeof({0}) WHEN 'integer' THEN CAST({0} AS TEXT) WHEN 'real' THEN "
-            "CASE WHEN CAST(CAST({0} AS TEXT) AS REAL) = {0} THEN CAST({0} AS TEXT) "
-            "ELSE printf('%!.17g', {0}) END ELSE {0} END").format(name)
-
-
-def is_string(kind: str) -> bool:
-    """Whether a declared type is the STRING that DESIGN.md section 4 turns into VARCHAR."""
-    return re.fullmatch(r"\s*STRING\s*(\(.*\))?\s*", kind, re.IGNORECASE) is not None
-
-
-def is_numeric(kind: str) -> bool:
-    """Whether a declared type has an affinity that turns text into numbers (https://sqlite.org/datatype3.html)."""
-    text = kind.upper()
-    return not is_string(text) and ("INT" in text or not (
-        text == "" or text == "ANY" or any(word in text for word in ("CHAR", "CLOB", "TEXT", "BLOB"))))
-
-
-def read_table(db: "Database", name: str) -> Optional[Table]:
-    """Table `name` of the database, whatever its case; None if there is none."""
-    found = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'table' AND lower(name) = %s"
-                   % literal(name.lower()))
-    if not found:
-        return None
-    actual, sql = found[0]
-    columns = {lower(row[1]): Column(row[1], row[2], row[6] in (2, 3), str(row[4]).upper() in ("TRUE", "FALSE")
-                                     and any(word in row[2].upper() for word in ("CHAR", "CLOB", "TEXT")))
-               for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(actual)) if row[6] != 1}
-    options = set(parse_table(sql).options) if re.match(r"(?i)create\s+table\b", sql) else set()
-    rowid = "WITHOUT" not in options
-    free = [alias for alias in ("rowid", "_rowid_", "oid") if alias not in columns]
-    key = "".join(free[:1]) if rowid else quote("id")
-    parents = dict(ROOT_SOURCES.get(name, []) + OTHER_REFERENCES.get(name, []), root_id="goals")
-    return Table(actual, sql, columns, key, rowid, "STRICT" in options, parents)
-
-
-def read_schema(db: "Database") -> Dict[str, Table]:
-    """The tables of the target that this database has, by their target names.
-
-    Raises Stop (status 2) for a database that is not ours, and (status 1) for a table
-    that could not be recreated without loss, saying which and why.
-    """
-    schema: Dict[str, Table] = {}
-    goals = [row[0].lower() for row in db.all("SELECT p.name FROM main.sqlite_master m, pragma_table_xinfo(m.name) p "
-                                              "WHERE m.type = 'table' AND lower(m.name) = 'goals'")]
-    if not {"id", "type", "name", "parent_id"} <= set(goals):
-        raise Stop("%s is no Fractal Goals database: it has no table goals with id, type, name, parent_id"
-                   % db.path, 2, "name the app's own database")
-    for name in list(TABLES) + ["sessions", "practice_session_goals"]:
-        try:
-            if name in TABLES and db.all("SELECT 1 FROM main.sqlite_master WHERE lower(name) = '%s' "
-                                         "AND type = 'view'" % name):
-                raise Stop("it is a view")
-            table = read_table(db, name)
-            if table and (name in TABLES or re.match(r"(?i)create\s+table\b", table.sql)):
-                schema[name] = table
-            if table and name in TABLES:
-                check_shape(db, table, name)
-            if name == "sessions" in schema and schema[name].has("id") and db.all(
-                    "SELECT 1 FROM main.sessions WHERE id IS NOT NULL GROUP BY id HAVING count(*) > 1 LIMIT 1"):
-                raise Stop("an id occurs twice")
-            if (name == "practice_session_goals" in schema and not link_columns(schema)
-                    and db.all("SELECT 1 FROM main.%s LIMIT 1" % quote(name))):
-                raise Stop("no telling which of its columns name a session and a goal")
-        except Stop as stop:
-            check_interrupt()
-            raise Stop("table %s can't be migrated: %s" % (name, stop),
-                       advice="give it a shape that the README's section on limits allows") from None
-    check_ids(db, schema)
+def read_schema(db: Database) -> Schema:
+    """The app's tables. Raises Stop for a database that is not ours (status 2) or is refused
+    (status 1; DESIGN.md section 2): which table, why, and the way out."""
+    schema = Schema()
+    for name in [*TABLES, "sessions", "practice_session_goals"]:
+        table = read_table(db, name)
+        if table:
+            schema[name] = table
+        elif name in TABLES and db.rows("SELECT 1 FROM sqlite_master WHERE lower(name) = ? "
+                                        "AND type IN ('view', 'table')", [name]):
+            refuse(name, "it is a view or a virtual table", "rename it")
+    if not schema.has("goals", "id", "type", "name", "parent_id"):
+        raise Stop(f"{OUT.database} is no Fractal Goals database: it has no table goals with id, "
+                   "type, name and parent_id", 2, "name the app's own database")
+    for name in schema.of_target():
+        refuse_shape(db, name, schema[name])
+        refuse_columns(db, name, schema[name])
+    if not schema.has("sessions", "id", "root_id"):
+        schema.pop("sessions", None)  # another's
+    links = schema.get("practice_session_goals")
+    if links and not {"practice_session_id", "short_term_goal_id"} <= links.columns.keys():
+        refuse("practice_session_goals", "it has no practice_session_id and short_term_goal_id",
+               "name its columns so")
+    if links and "WITHOUT" in links.sql[links.close.end:].upper():
+        schema.link_order = "short_term_goal_id"
     return schema
 
 
-def check_ids(db: "Database", schema: Dict[str, Table]) -> None:
-    """Raise Stop where a root_id, which is text, could not be the id of a goal."""
-    for name, table in schema.items():
-        kind = table.columns["root_id"].type.upper() if name in TABLES and table.has("root_id") else "TEXT"
-        if is_numeric(kind):
-            raise Stop("table %s can't be migrated: its root_id %s would turn text into numbers" % (name, kind),
-                       advice="declare it VARCHAR first")
-    kind = schema["goals"].columns["id"].type
-    if "INT" in kind.upper() or (not is_string(kind) and db.all(
-            "SELECT 1 FROM main.%s WHERE typeof(id) IN ('integer', 'real') LIMIT 1" % schema["goals"].quoted)):
-        raise Stop("table goals can't be migrated: its ids are numbers, a root_id is text",
-                   advice="make them text, in all references as well")
+def refuse(name: str, why: str, way_out: str) -> NoReturn:
+    raise Stop(f"table {name} can't be migrated: {why}", 1, way_out)
 
 
-def check_shape(db: "Database", table: Table, name: str) -> None:
-    """Raise Stop if the table is of a kind that a rebuild could not carry over whole."""
-    body = parse_table(table.sql)
-    listed = [lower(item[0].name) for item in body.items if item[0].word not in TABLE_CONSTRAINT]
-    if listed != list(table.columns):
-        raise Stop("its text and its columns disagree")
-    if "id" not in table.columns or (name in ROOT_SOURCES and not table.has(ROOT_SOURCES[name][-1][0])):
-        raise Stop("it lacks a column that says what its rows belong to")
-    unique = [row[1] for row in db.all("PRAGMA main.index_list(%s)" % table.quoted) if row[2] and not row[4]]
-    keys = [[row[2] for row in db.all("PRAGMA main.index_info(%s)" % quote(index))] for index in unique]
-    primary = [(row[1].lower(), row[2].upper()) for row in db.all("PRAGMA main.table_info(%s)" % table.quoted)
-               if row[5]]
-    if not table.rowid and [column for column, _ in primary] != ["id"]:
-        raise Stop("it is WITHOUT ROWID and its PRIMARY KEY is not its id")
-    if primary != [("id", "INTEGER")] and not any([str(c).lower() for c in key] == ["id"] for key in keys):
-        raise Stop("its id is not unique (no PRIMARY KEY and no UNIQUE on it alone)")
-    generated = [column for column in table.parents if table.has(column) and table.columns[column].generated]
-    if generated:  # a trigger does not see it change
-        raise Stop("its %s is a generated column" % generated[0])
-    if not table.key:
-        raise Stop("columns hide every name of its rowid")
+def refuse_shape(db: Database, name: str, table: Table) -> None:
+    """Raise Stop for a table of a shape that neither the app nor an ordinary owner makes."""
+    options = [token.text for token in tokenize(table.sql[table.close.end:])]
+    if options:
+        refuse(name, f"it is {' '.join(options)}", "make it anew without that")
+    if [item[0].name for item in table.items if item][:len(table.columns)] != [*table.columns]:
+        refuse(name, "its text and its columns disagree", "compare its CREATE with its table_xinfo")
+    if "rowid" in table.columns:
+        refuse(name, "it has a column named rowid", "rename that column")
+    tokens = tokenize(table.sql)[3:]
+    if any(a.name == table.name.lower() and b.text == "." for a, b in zip(tokens, tokens[1:])):
+        refuse(name, "a constraint in its text names the table itself", "leave the name out there")
+    added = TABLES[name].keys() - table.columns.keys()
+    for sql in db.column("SELECT sql FROM sqlite_master WHERE lower(tbl_name) = ? "
+                         "AND type IN ('table', 'index') AND sql > ''", [name]):
+        tokens = tokenize(sql[sql.find("("):])
+        for before, token in zip(tokens, tokens[1:]):  # https://sqlite.org/quirks.html#dblquote
+            if token.text[0] == '"' and token.name in added and before.text.upper() not in (
+                    ".", "REFERENCES", "CONSTRAINT", "COLLATE"):
+                refuse(name, f"the string {token.text} in its text would become the new column",
+                       "write it in single quotes")
 
 
-def declaration(name: str, column: str, table: Table) -> str:
-    """What ALTER TABLE ADD COLUMN can say of a target column now; edit_table says the rest later.
+def refuse_columns(db: Database, name: str, table: Table) -> None:
+    """Raise Stop where an id or a root can't be text, or can't be deleted with its fractal."""
+    if "id" not in table.columns:
+        refuse(name, "it has no id", "add one")
+    kind = table.columns["id"].type
+    if re.search("INT", kind, re.I) or not re.search("CHAR|CLOB|TEXT", kind, re.I) and db.rows(
+            f"SELECT 1 FROM {name} WHERE typeof(id) IN ('integer', 'real') LIMIT 1"):
+        refuse(name, "its ids are numbers", "make them text, in all references too")
+    if not db.rows("""SELECT 1 FROM pragma_index_list(?) i WHERE i."unique" AND NOT i.partial AND
+            (SELECT group_concat(lower(name)) FROM pragma_index_info(i.name)) = 'id'""",
+                   [table.name]):
+        refuse(name, "its id is not unique", f"CREATE UNIQUE INDEX {name}_id ON {name}(id)")
+    for column in ["root_id", *(column for column, _ in PARENTS.get(name, []))]:
+        declared = table.columns.get(column)
+        if declared and declared.hidden:
+            refuse(name, f"its {column} is a generated column", "make it a plain one")
+        if declared and re.search("INT|REAL|FLOA|DOUB", declared.type, re.I):
+            refuse(name, f"its {column} is declared {declared.type}", "declare it VARCHAR")
+    for column, parent, action in table.references:
+        if column == "root_id" and (parent != "goals" or action not in ("NO ACTION", "CASCADE")):
+            refuse(name, f"its root_id REFERENCES {parent} ON DELETE {action}",
+                   "let it refer to goals(id) with ON DELETE CASCADE")
 
-    ALTER refuses CURRENT_TIMESTAMP (https://sqlite.org/lang_altertable.html), so the place is
-    kept by DEFAULT (+NULL), which nobody else writes.
+
+# ALTER TABLE refuses CURRENT_TIMESTAMP; this keeps its place until the table is recreated
+# (https://sqlite.org/lang_altertable.html#alter_table_add_column).
+NO_TIME_YET = "DEFAULT (+NULL)"
+
+
+def new_text(name: str, table: Table, checks: Sequence[str] = ()) -> str:
+    """The text of a table brought to the target; the same text if it is there already.
+
+    `checks` are the names of those to add. Clauses are appended, since of two SQLite takes the
+    last; nothing of the owner's is removed.
     """
-    text = re.sub("NOT NULL(?! ON CONFLICT)", "", TABLES[name][column].replace("CURRENT_TIMESTAMP", "(+NULL)"))
-    first, _, rest = text.partition(" ")
-    return "%s %s %s" % (quote(column), STRICT_TYPES.get(first, first) if table.strict else first, rest)
+    edits = []
+    for column, item in zip(table.columns.values(), table.items):
+        if column.is_string:
+            edits.append((item[1].start, item[1].end, "VARCHAR"))
+        clauses = missing_clauses(name, column.name.lower(), item, table)
+        edits.append((item[-1].end, item[-1].end, "".join(f" {clause}" for clause in clauses)))
+    added = [f"CONSTRAINT {check} CHECK ({ALL_CHECKS[check][1]})" for check in checks]
+    if ("root_id", "goals", "CASCADE") not in table.references:
+        # The last key of a table acts first: before one of parent_id frees or takes what is below.
+        added.insert(0, f"FOREIGN KEY (root_id) {IN_GOALS}")
+    edits.append((table.close.start, len(table.sql),
+                  "".join(f",\n    {text}" for text in added) + table.sql[table.close.start:]))
+    sql, at = "", 0
+    for start, end, text in edits:
+        sql, at = sql + table.sql[at:start] + text, end
+    deadline = f"CONSTRAINT {DEADLINE} CHECK ({CHECKS[DEADLINE][1]})"
+    return sql.replace(VERSION_1_DEADLINE, deadline).replace(
+        NO_TIME_YET, "DEFAULT CURRENT_TIMESTAMP")
 
 
-def strings_like(sql: str, names: Sequence[str]) -> List[Token]:
-    """The tokens in double quotes that are no column of today's, but will be one of these new names: SQLite takes
-    them for strings (https://sqlite.org/quirks.html#dblquote)."""
-    tokens = tokenize(sql)
-    columns = [item[0] for item in parse_table(sql).items] if tokens[1].word == "TABLE" else []
-    return [token for before, token in zip(tokens, tokens[1:]) if token.text[0] == '"' and lower(token.name) in names
-            and before.word not in (".", "REFERENCES", "CONSTRAINT", "COLLATE", "INDEX") and token not in columns]
+def missing_clauses(name: str, column: str, item: list[Token], table: Table) -> Iterator[str]:
+    """The clauses of the target that a column's text lacks."""
+    if column == "root_id" and NOT_EMPTY not in table.sql[item[0].start:item[-1].end]:
+        yield NOT_EMPTY
+    wanted = REFERENCE.search(TABLES[name].get(column, ""))
+    if wanted and (name, column) in ADDED_REFERENCES:
+        actions = [action for key, parent, action in table.references
+                   if (key, parent) == (column, wanted[1])]
+        if not actions or wanted[2] and wanted[2] not in actions:
+            yield wanted[0]
 
 
-def requoted(sql: str, names: Sequence[str]) -> str:
-    """A statement in which such strings are in single quotes, to stay what they are."""
-    for token in reversed(strings_like(sql, names)):
-        sql = sql[:token.start] + literal(token.name) + sql[token.end:]
-    return sql
+def declared_checks(sql: str) -> dict[str, str]:
+    """The expression of every CHECK of a table's text, by its name or else by itself."""
+    found, tokens = {}, tokenize(sql)
+    for at, token in enumerate(tokens):
+        if token.text.upper() == "CHECK":
+            expression = sql[tokens[at + 1].end:split(tokens[at + 1:])[1].start]
+            named = tokens[at - 2].text.upper() == "CONSTRAINT"
+            found[tokens[at - 1].name if named else f"CHECK ({expression})"] = expression
+    return found
 
 
-def edit_table(name: str, table: Table, skip: Sequence[str]) -> Optional[str]:
-    """The text of `table` after its name, brought to the target; None if it is there already.
+# ---------------------------------------------------------------------------------------
+# 4. A run: what there is to do, the decisions that the data needs, the repairs
+# ---------------------------------------------------------------------------------------
 
-    Edits the text itself: what PRAGMAs don't tell (CHECKs, collations, comments, conflict
-    clauses) stays as it stands. Editing the result again changes nothing.
-    """
-    body = parse_table(table.sql)
-    edits: List[Tuple[int, int, str]] = []
-    keys = [key for item in body.items for key in foreign_keys(item)]
-    for item in body.items:
-        if item[0].word not in TABLE_CONSTRAINT:
-            edit_column(name, item, keys, edits)
-    missing = ["CONSTRAINT %s CHECK (%s)" % (check, CHECKS[check][1]) for check in missing_checks(name, table, skip)]
-    if missing:
-        edits.append((body.close, body.close, "".join(",\n    " + text for text in missing) + "\n"))
-    sql = table.sql
-    for start, end, text in sorted(edits, reverse=True):
-        before = sql[:start] if text or sql[end] not in " ,)\n" else sql[:start].rstrip(" ")
-        sql = before + text + (" " if text and sql[end] not in " \t\r\n,)" else "") + sql[end:]
-    return None if same_sql(sql, table.sql) else sql[body.name_end:]
+# Rows that stand in the way: what is wrong, the constraint or column, how many, the first ids, a
+# query for all, the ways out, and whether --repair is one.
+Finding = namedtuple("Finding", "kind name rows ids query resolve repairable")
 
 
-def missing_checks(name: str, table: Table, skip: Sequence[str]) -> List[str]:
-    """The checks of the target, by name, that a table's text has not got and that its columns allow."""
-    texts = [table.sql[item[0].start:item[-1].end] for item in parse_table(table.sql).items]
-    return [check for check, (owner, expression, columns) in CHECKS.items()
-            if owner == name and check not in skip and table.has(*columns)
-            and not any(same_sql(text, "CONSTRAINT %s CHECK (%s)" % (check, expression)) for text in texts)]
+class Run:
+    """What is to change, by table. `compare` finds what the schema tells, `survey` the rest."""
+
+    def __init__(self, db: Database, options: argparse.Namespace) -> None:
+        self.db, self.options = db, options
+        self.schema, self.log = read_schema(db), last_log(db)
+        self.missing: dict[str, list[str]] = {}   # columns
+        self.checks: dict[str, list[str]] = {}    # checks to add
+        self.recreate: list[str] = []             # tables
+        self.indexes: dict[str, str] = {}         # name -> CREATE statement
+        self.differences: list[str] = []          # between schema and target, a line each
+        self.rows: dict[str, int] = {}
+        self.filled: dict[str, int] = {}          # roots to fill
+        self.corrected: dict[str, int] = {}
+        self.findings: list[Finding] = []
+        self.renames: list[dict[str, Any]] = []   # what --repair does to equal names
+        self.recovers = False                     # whether the recovered goal is to be made
+        self.before: dict[str, Any] = {}          # what a run must not change
+        self.owners_triggers: list[str] = []      # their texts, while they are put aside
+
+    def nothing_to_do(self) -> bool:
+        changed = sum(self.filled.values()) + sum(self.corrected.values())
+        return not (self.differences or self.findings or changed)
 
 
-def foreign_keys(item: List[Token]) -> Iterator[Tuple[str, List[Token]]]:
-    """The column of each one-column foreign key that an item of a table declares, and what follows REFERENCES."""
-    clauses = split_clauses(item)
-    for before, clause in zip(clauses, clauses[1:]):
-        if clause_kind(clause) == "REFERENCES":
-            target = clause[[token.word for token in clause].index("REFERENCES") + 1:]
-            if item[0].word not in TABLE_CONSTRAINT:
-                yield item[0].name.lower(), target
-            elif [token.word for token in before[-5:-2]] == ["FOREIGN", "KEY", "("]:
-                yield before[-2].name.lower(), target
+def compare(db: Database, options: argparse.Namespace) -> Run:
+    """Compare the schema with the target. Raises Stop for a database that is refused."""
+    run, incomplete = Run(db, options), []
+    for name, columns in TABLES.items():
+        table = run.schema.get(name)
+        run.missing[name] = [column for column in columns if not run.schema.has(name, column)]
+        run.differences += [f"{name}.{column} is missing" for column in run.missing[name]]
+        run.checks[name] = missing_checks(run, name, table) if table else []
+        late = any("CURRENT_TIMESTAMP" in columns[column] for column in run.missing[name])
+        if not table or late or new_text(name, table, run.checks[name]) != table.sql:
+            incomplete.append(name)
+    if incomplete and not options.without_constraints:
+        run.differences += [f"{name} lacks " + (", ".join(run.checks[name]) or "a constraint")
+                            for name in incomplete]
+        # And those after the first: the order of creation stays the target's (see TABLES).
+        run.recreate = [*TABLES][[*TABLES].index(incomplete[0]):]
+    run.indexes = indexes_to_make(run)
+    run.differences += [f"index {name} is missing, differs or is too old" for name in run.indexes]
+    stored = dict(db.rows("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+    wanted = triggers(run.schema)
+    run.differences += [f"trigger {name} is missing or differs" for name in wanted
+                        if stored.get(name) != wanted[name]]
+    run.differences += [f"trigger {name} is version 1's"
+                        for name in stored.keys() & VERSION_1_TRIGGERS - wanted.keys()]
+    return run
 
 
-def edit_action(target: List[Token], action: str, edits: List[Tuple[int, int, str]]) -> None:
-    """Make `action` the ON DELETE of what follows REFERENCES; all else that it says stays."""
-    words = [token.word for token in target]
-    end = words.index(")") if words[1:2] == ["("] else 0
-    present = [i for i in range(end, len(words) - 2) if words[i:i + 2] == ["ON", "DELETE"]]
-    if present and all(words[i + 2] == action for i in present):
-        return
-    for i in present:
-        size = 4 if words[i + 2] in ("SET", "NO") else 3
-        edits += [(token.start, token.end, "") for token in target[i:i + size]]
-    edits.append((target[end].end, target[end].end, " ON DELETE " + action))
+def missing_checks(run: Run, name: str, table: Table) -> list[str]:
+    """The checks of the target that a table lacks. One of our name counts as present, unless an
+    earlier run made it, as its log says, and its text was changed since."""
+    declared, made = declared_checks(table.sql), run.log.get("checks", [])
+    return [check for check, (owner, expression) in ALL_CHECKS.items()
+            if owner == name and check not in run.options.skip_constraint
+            and (check not in declared or check in made and declared[check] != expression)]
 
 
-def edit_column(name: str, item: List[Token], keys: List[Tuple[str, List[Token]]],
-                edits: List[Tuple[int, int, str]]) -> None:
-    """Bring one column to the target: its type, its default, its reference; token by token, so that comments stay."""
-    column = item[0].name.lower()
-    head, *clauses = split_clauses(item)
-    wanted, _, reference = TABLES[name].get(column, "").partition(" REFERENCES ")
-    dropped: List[List[Token]] = []
-    added: List[str] = []
-    if len(head) > 1 and is_string(" ".join(token.name for token in head[1:])):
-        edits.append((head[1].start, head[1].end, "VARCHAR"))
-    if column == "root_id":
-        dropped = [c for c in clauses if clause_kind(c) in ("NOT", "NULL", "DEFAULT")]
-        added.append(wanted.partition(" ")[2])
-    elif "CURRENT_TIMESTAMP" in wanted:
-        dropped = [c for c in clauses if [token.word for token in c] == ["DEFAULT", "(", "+", "NULL", ")"]]
-        added += ["DEFAULT CURRENT_TIMESTAMP"] * len(dropped)
-    if column == "root_id" or (name, column) in MUST_REFERENCE:
-        parent, action = reference.partition("(")[0], reference.partition(" ON DELETE ")[2]
-        present = [target for owner, target in keys if owner == column and target[0].name.lower() == parent]
-        for target in present:
-            if action:
-                edit_action(target, action, edits)
-        if not present:
-            added.append("REFERENCES " + reference)
-    edits += [(token.start, token.end, "") for clause in dropped for token in clause]
-    if added:
-        edits.append((head[-1].end, head[-1].end, " " + " ".join(added)))
+def wanted_indexes(options: argparse.Namespace) -> dict[str, str]:
+    """The CREATE statements of the target's indexes, by name, in the order of their creation."""
+    wanted = {name: f"CREATE UNIQUE INDEX {name} ON {table} ({columns}) WHERE deleted_at IS NULL"
+              for name, (table, columns) in UNIQUE_NAMES.items()
+              if not options.without_constraints and name not in options.skip_constraint}
+    return {**wanted, **{name: f"CREATE INDEX {name} ON {on}" for name, on in INDEXES.items()}}
 
 
-# --------------------------------------------------------------------------
-# 3. A connection that records, waits for locks and can be interrupted
-# --------------------------------------------------------------------------
+def indexes_to_make(run: Run) -> dict[str, str]:
+    """The indexes of the target that are missing, differ, or were created out of order; all of
+    those of a table that is to be recreated."""
+    wanted = wanted_indexes(run.options)
+    found: dict[str, str] = {}
+    stored = run.db.rows("SELECT lower(name), sql FROM sqlite_master WHERE type = 'index' "
+                         "ORDER BY rowid")
+    for name in TABLES:
+        ours = [(index, sql) for index, sql in wanted.items() if INDEXED_TABLE[index] == name]
+        there = [] if name in run.recreate else [one for one in stored if one[0] in dict(ours)]
+        same = [one == other for one, other in zip(ours, there)]
+        found.update(ours[same.index(False) if False in same else len(same):])
+    return found
 
-SIGNALS: List[int] = []
-CHANGED: List[str] = []  # what has been done for good: no signal may deny it any more
+
+def refuse_names(run: Run) -> None:
+    """Raise Stop where something else has a name that the migration needs, or a text that can't
+    be run again."""
+    log = read_table(run.db, "migration_log")
+    migrated = log is not None and [*log.columns] == [*MIGRATION_LOG]
+    ours = set() if migrated else {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
+    for kind, name, table, sql in run.db.rows("SELECT type, lower(name), lower(tbl_name), sql "
+                                              "FROM sqlite_master"):
+        if (name in ours or name in INDEXED_TABLE and kind != "trigger"
+                and (kind, table) != ("index", INDEXED_TABLE[name])):
+            raise Stop(f"the {kind} {name} has a name that the migration needs", 1, "rename it")
+        if re.search("[\ud800-\udfff]", f"{name}{sql}"):
+            raise Stop(f"the CREATE statement of the {kind} {name} is not UTF-8", 1,
+                       "write it anew in UTF-8")
 
 
-def check_interrupt() -> None:
-    """Raise Stop with 129, 130 or 143 once a signal has come, unless the work is done for good."""
-    if SIGNALS and not CHANGED:
-        name = signal.Signals(SIGNALS[0]).name
-        raise Stop("interrupted by %s" % name, 128 + SIGNALS[0], "run it again when it suits")
-
-
-@contextlib.contextmanager
-def on_signal(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP call `handler`, then again what they called before."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
+def last_log(db: Database) -> dict[str, Any]:
+    """The report of the last run, from migration_log; {} if there is none that can be read."""
+    import json
     try:
-        yield
+        log = json.loads(db.value("SELECT report FROM migration_log ORDER BY id DESC LIMIT 1"))
+        parts = (("options", dict), ("checks", list), ("not_compiling", dict))
+        return log if all(isinstance(log.get(part, kind()), kind) for part, kind in parts) else {}
+    except (sqlite3.OperationalError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def survey(db: Database, options: argparse.Namespace) -> Run:
+    """Compare schema and rows with the target; the FOUND tables hold the roots to come.
+
+    Raises Stop for a database that is refused, and where findings hang on a damaged index.
+    """
+    run = compare(db, options)
+    refuse_names(run)
+    derive(db, run.schema)
+    goals_without_root(run)
+    rows_without_root(run)
+    if options.repair and any(one.kind == "no root" and one.repairable for one in run.findings):
+        run.recovers = not db.rows(f"SELECT 1 FROM goals WHERE id = '{RECOVERED}'")
+        derive(db, run.schema, number_of(literal(RECOVERED)))
+    if not options.without_constraints:
+        for name in UNIQUE_NAMES:
+            find_equal_names(run, name)
+        for name in run.recreate:
+            find_broken_rows(run, name)
+    if run.findings:
+        check_sound(db, "integrity_check")  # nothing is decided on the word of a damaged index
+    for name in run.schema.of_target():
+        run.rows[name] = db.value(f"SELECT count(*) FROM {name}")
+        run.filled[name], run.corrected[name] = db.rows(
+            f"SELECT count(*) - count(stored), count(stored) FROM {FOUND}{name}")[0]
+    return run
+
+
+def find(run: Run, kind: str, name: str, query: str, *ways: str) -> None:
+    """Add a finding if its query has rows; their first column is an id."""
+    rows = run.db.value(f"SELECT count(*) FROM ({query})")
+    if rows:
+        ids = run.db.column(f"{query} LIMIT 20")
+        repairable = any(way.startswith("--repair") for way in ways)
+        run.findings.append(Finding(kind, name, rows, ids, query, ways, repairable))
+
+
+def goals_without_root(run: Run) -> None:
+    """Find the goals that no rule reaches: without an id, in a cycle of parents, sessions linked
+    in a ring; not what hangs below them."""
+    no_id = "WHERE COALESCE(id, '') = ''"
+    find(run, "a goal without an id", "goals.id", f"SELECT rowid, * FROM goals {no_id}",
+         f"UPDATE goals SET id = lower(hex(randomblob(16))) {no_id}")
+    link = f"({UNKNOWN_LINKS} LIMIT 1)" if "practice_session_goals" in run.schema else "NULL"
+    # Each waits for its parent, else for one of its links: followed, that leads into a loop.
+    waits_for = {goal: (parent, link) for goal, parent, link in run.db.rows(
+        f"SELECT g.id, p.id, {link} FROM migration_tree g LEFT JOIN migration_tree p "
+        f"ON p.id = g.parent_id WHERE g.id NOT IN (SELECT id FROM {KNOWN}goals)")}
+    seen: set[str] = set()
+    for start in waits_for:
+        walk = [start]
+        while walk[-1] not in seen:
+            seen.add(walk[-1])
+            walk.append(waits_for[walk[-1]][0] or waits_for[walk[-1]][1])
+        loop = walk[walk.index(walk[-1]):-1]
+        for goal in sorted(loop, key=lambda goal: waits_for[goal][0] is not None)[:1]:
+            parent, link = waits_for[goal]
+            find(run, "a cycle of parents" if parent else "a ring of links", "goals.root_id",
+                 "SELECT id, parent_id, type, name FROM goals "
+                 f"WHERE id IN ({', '.join(map(literal, loop))})",
+                 f"UPDATE goals SET parent_id = NULL WHERE id = {literal(goal)}" if parent else
+                 "DELETE FROM practice_session_goals WHERE practice_session_id = "
+                 f"{literal(goal)} AND short_term_goal_id = {literal(link)}")
+
+
+def rows_without_root(run: Run) -> None:
+    """Find the rows that no rule gives a root; not those below them, which get it from them."""
+    for name in run.schema.of_target()[1:]:
+        if run.db.rows(f"SELECT 1 FROM {FOUND}{name} WHERE root IS NULL LIMIT 1"):
+            tests = [f"NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = c.{column})"
+                     for pairs in (PARENTS, LAST_RESORTS)
+                     for column, parent in run.schema.pairs(pairs, name)]
+            if run.schema.has(name, "root_id"):
+                tests.append("COALESCE(c.root_id, '') = ''")
+            refused = try_recovered_goal(run)
+            find(run, "no root", f"{name}.root_id",
+                 f"SELECT c.id, c.* FROM {name} c WHERE {' AND '.join(tests)}",
+                 f"have goals take a row for a fractal of theirs: {refused}" if refused else
+                 "--repair: they get a fractal, 'Recovered by the migration'",
+                 "give them a root_id")
+
+
+def recovered_goal(table: str) -> str:
+    """The statement that makes the goal of the fractal for rows without any root."""
+    return (f"INSERT INTO {table} (id, type, name, root_id, created_at) VALUES ('{RECOVERED}', "
+            f"'UltimateGoal', 'Recovered by the migration', '{RECOVERED}', CURRENT_TIMESTAMP)")
+
+
+def try_recovered_goal(run: Run) -> str:
+    """SQLite's reason where goals takes no such row, tried on an empty temporary table of the
+    same text; "" where it does."""
+    goals = run.schema["goals"]
+    run.db.change(f"CREATE TEMP TABLE migration_trial {goals.sql[tokenize(goals.sql)[2].end:]}")
+    for column in {"root_id", "created_at"} - goals.columns.keys():
+        run.db.change(f"ALTER TABLE migration_trial ADD COLUMN {column}")
+    try:
+        run.db.change(recovered_goal("migration_trial"))
+    except sqlite3.IntegrityError as error:
+        return str(error).replace("migration_trial", "goals")
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        run.db.change("DROP TABLE migration_trial")
+    return ""
 
 
-class Database:
-    """A connection in autocommit mode: BEGIN and COMMIT are said by this script alone.
+def find_broken_rows(run: Run, name: str) -> None:
+    """Find the rows that break a check to come, or a NOT NULL or CHECK that the owner had."""
+    if name not in run.schema:
+        return
+    table = run.schema[name]
+    # Not IS NULL, which SQLite takes for false where a column is NOT NULL.
+    tests = {f"{name}.{column}": f"typeof({quote(column)}) = 'null'" for column, declared
+             in table.columns.items() if declared.not_null and column != "root_id"}
+    tests.update({f"{name}: {check}": f"NOT ({expression})" for check, expression
+                  in declared_checks(table.sql).items() if check not in ALL_CHECKS})
+    tests.update({check: f"NOT ({ALL_CHECKS[check][1]})" for check in run.checks[name]
+                  if check in CHECKS
+                  and not {*re.findall(r"\w+", ALL_CHECKS[check][1])} & {*run.missing[name]}})
+    totals = ", ".join(f"total({test})" for test in tests.values()) or "1"
+    broken = run.db.rows(f"SELECT {totals} FROM {name}")[0]
+    for (what, test), rows in zip(tests.items(), broken):
+        if rows:
+            find(run, "broken", what, f"SELECT id, * FROM {name} WHERE {test}",
+                 f"UPDATE {name} SET ... WHERE {test}",
+                 *([f"--skip-constraint {what}"] if what in CHECKS else []))
 
-    `run` executes a statement that changes something, keeps it for --sql and shows it under
-    -v; `all` and `value` read. Each waits up to `timeout` seconds for a lock, in short
-    turns, since SQLite's own waiting can't be interrupted; then sqlite3.OperationalError.
+
+def find_equal_names(run: Run, constraint: str) -> None:
+    """Find live rows with equal names, and the new names that --repair gives them."""
+    table, columns = UNIQUE_NAMES[constraint]
+    if constraint in run.options.skip_constraint or table not in run.schema:
+        return
+    column = columns.split(",")[0]
+    live = "c.deleted_at IS NULL" if run.schema.has(table, "deleted_at") else "1"
+    age = "c.created_at" if run.schema.has(table, "created_at") else "NULL"
+    scope = new_root(run.schema, table) if column == "root_id" else f"c.{column}"
+    names = f"""
+        SELECT c.id, c.rowid AS key, {scope} AS scope, CAST(c.name AS TEXT) AS name,
+               row_number() OVER (equal ORDER BY {age} IS NULL, {age}, c.rowid) AS position,
+               count(*) OVER equal AS size
+        FROM {table} c WHERE {live} AND {scope} <> '' AND c.name IS NOT NULL
+        WINDOW equal AS (PARTITION BY {scope}, c.name)"""
+    ids = run.db.column(f"SELECT id FROM ({names}) WHERE size > 1 ORDER BY scope, name, position")
+    if ids:
+        run.findings.append(Finding(
+            "equal names", constraint, len(ids), ids[:20],
+            f"SELECT id, {column}, name FROM {table} c WHERE {live} AND ({column}, name) IN "
+            f"(SELECT {column}, name FROM {table} c WHERE {live} AND {column} <> '' "
+            "GROUP BY 1, 2 HAVING count(*) > 1)",
+            ("--repair: newer ones become 'Name (2)'", f"--skip-constraint {constraint}"), True))
+        rows = run.db.rows(f"SELECT * FROM ({names}) ORDER BY position, key")
+        run.renames += [dict(rename, table=table) for rename in new_names(rows)]
+
+
+def new_names(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """The next free name for all but the oldest of equal names. Rows, oldest first: id, rowid,
+    scope, name, position among equals, their number."""
+    def place(scope: str, name: str) -> tuple[str, str]:
+        return scope, name.lower().rstrip(" ")  # equal for what any collation finds equal
+
+    taken = {place(scope, name) for _, _, scope, name, _, _ in rows}
+    numbers: dict[tuple[str, str], int] = {}
+    for identity, key, scope, name, position, _ in rows:
+        if position > 1:
+            number = numbers.get(place(scope, name), 2)
+            while place(scope, f"{name} ({number})") in taken:
+                number += 1
+            numbers[place(scope, name)] = number + 1
+            taken.add(place(scope, f"{name} ({number})"))
+            yield {"id": identity, "key": key, "before": name, "after": f"{name} ({number})"}
+
+
+RESTORE = "restore a backup of it, or see .recover of the sqlite3 shell"
+
+
+def damage(db: Database, check: str = "quick_check") -> str:
+    """What quick_check or integrity_check says of the file's structure; "" if nothing. That a value
+    breaks its declaration is no damage: SQLite 3.40 says it of columns that ALTER TABLE added."""
+    try:
+        said = [text for text in db.column(f"PRAGMA main.{check}") if text != "ok" and not re.match(
+            r"(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in ", text)]
+    except sqlite3.DatabaseError as error:
+        if "malformed" not in str(error):
+            raise
+        said = [str(error)]
+    return "; ".join(said[:3])
+
+
+def check_sound(db: Database, check: str = "quick_check") -> None:
+    """Raise Stop if the database is damaged, with what mends it."""
+    said = damage(db, check)
+    if re.search(r"(missing from|entries in) index", said):
+        raise Stop(f"an index is damaged: {said}", 1, "in the sqlite3 shell: REINDEX; then run again")
+    if said:
+        raise Stop(f"the database is damaged: {said}", 1, RESTORE)
+
+
+# ---------------------------------------------------------------------------------------
+# 5. One transaction, five phases
+# ---------------------------------------------------------------------------------------
+
+CHUNK_ROWS = 50_000
+CACHE_KIB = 96 * 1024   # random ids go into the index of a PRIMARY KEY: it should fit
+SORT_KIB = 8 * 1024     # sorts of this size are the fastest
+
+
+def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> Run:
+    """Everything that changes the file; rolled back under --dry-run and on any failure.
+
+    Returns the run that was carried out: a new one if someone wrote since `data_version`.
     """
-
-    def __init__(self, path: str, mode: str = "rw", timeout: float = 5.0, out: Optional["Output"] = None) -> None:
-        self.path, self.timeout, self.out = path, timeout, out or Output(None, True, False)
-        self.script: List[str] = []
-        uri = "%s?mode=%s" % (pathlib.Path(os.path.abspath(path)).as_uri(), mode)
-        self.connection = sqlite3.connect(uri, uri=True, timeout=0.1, isolation_level=None)
-        self.connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-        # Python runs a signal's handler between its own instructions. A long statement has none but
-        # this callback's, and ends when it says so (https://sqlite.org/c3ref/progress_handler.html).
-        self.connection.set_progress_handler(self.go_on, 10_000)
-
-    def go_on(self) -> bool:
-        """Called within long statements: whether to end this one."""
-        self.out.tick()
-        return bool(SIGNALS and not CHANGED)
-
-    def all(self, sql: str) -> List[Tuple[Any, ...]]:
-        deadline = time.monotonic() + self.timeout
-        while True:
-            check_interrupt()
-            try:
-                return self.connection.execute(sql).fetchall()
-            except sqlite3.OperationalError as error:
-                check_interrupt()
-                if not is_locked(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-
-    def value(self, sql: str) -> Any:
-        return self.all(sql)[0][0]
-
-    def run(self, sql: str) -> int:
-        """Execute one statement; how many rows it changed."""
-        self.out.statement(sql)
-        before = self.connection.total_changes
-        self.all(sql)
-        self.script.append(sql)
-        return self.connection.total_changes - before
-
-    def __enter__(self) -> "Database":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.connection.close()
+    db, options = run.db, run.options
+    for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "threads = 2",
+                   "secure_delete = FAST"):
+        db.execute(f"PRAGMA {pragma}")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if db.value("PRAGMA data_version") != data_version:
+            run = survey(db, options)
+            check_decisions(run)
+        if run.nothing_to_do():
+            return run
+        with made_backup(run, backup) as check_backup:
+            observe(run)
+            put_triggers_aside(run)
+            repair_names(run)
+            for number, (title, phase) in enumerate(PHASES, 1):
+                OUT.begin(f"[{number}/5] {title}")
+                OUT.end(phase(run))
+            write_log(run)
+            check_backup()
+            if options.sql:
+                write_file(options.sql, script_text(run))
+            db.execute("ROLLBACK" if options.dry_run else "COMMIT")
+            OUT.committed = not (options.dry_run or options.output)
+    finally:
+        if db.in_transaction:
+            sqlite3.Connection.execute(db, "ROLLBACK")
+    return run
 
 
-def is_locked(error: BaseException) -> bool:
-    """Whether SQLite reports SQLITE_BUSY or SQLITE_LOCKED (no error codes before Python 3.11)."""
-    return isinstance(error, sqlite3.OperationalError) and " is locked" in str(error)
+def put_triggers_aside(run: Run) -> None:
+    """Drop all triggers, that none fires meanwhile; keep the texts of the owner's."""
+    ours = VERSION_1_TRIGGERS | triggers(run.schema).keys()
+    for name, sql in run.db.rows("SELECT name, sql FROM sqlite_master "
+                                 "WHERE type = 'trigger' ORDER BY rowid"):
+        run.db.change(f"DROP TRIGGER {quote(name)}")
+        run.owners_triggers += [] if name.lower() in ours else [sql]
 
 
-# --------------------------------------------------------------------------
-# 4. Where a row belongs: the derivation of root_id (DESIGN.md section 4)
-# --------------------------------------------------------------------------
-
-def link_columns(schema: Dict[str, Table]) -> Optional[Tuple[str, str, str]]:
-    """The table practice_session_goals, its session column and its goal column, quoted; None if there are none."""
-    table = schema.get("practice_session_goals")
-    names = [column.name for column in table.columns.values()] if table else []
-    sessions = [name for name in names if name.lower().endswith("session_id")]
-    goals = [name for name in names if name.lower().endswith("goal_id") and "session" not in name.lower()]
-    if not table or not sessions or not goals:
-        return None
-    return table.quoted, quote(sessions[0]), quote(goals[0])
+def repair_names(run: Run) -> None:
+    for one in run.renames:
+        run.db.change(f"UPDATE {one['table']} SET name = {literal(one['after'])} "
+                      f"WHERE rowid = {one['key']}")
+    for name, sql in run.db.rows("SELECT name, sql FROM sqlite_master "
+                                 "WHERE sql LIKE 'CREATE VIRTUAL TABLE%content%'"):
+        if any(re.search(rf"content\s*=\W*{one['table']}\b", sql, re.I) for one in run.renames):
+            OUT.say(f"Names that {name} indexes have changed; afterwards, in the sqlite3 shell:\n"
+                    f"  INSERT INTO {name}({name}) VALUES('rebuild')")
 
 
-def link_order(schema: Dict[str, Table]) -> str:
-    """What says which of a session's links came first."""
-    table, links = schema["practice_session_goals"], link_columns(schema)
-    return table.key if table.rowid or not links else links[2]
+def add_columns(run: Run) -> str:
+    """[1/5] Create missing tables, add missing columns, make the recovered goal."""
+    added = created = 0
+    for name, columns in run.missing.items():
+        declared = {column: TABLES[name][column] for column in columns}
+        if name in run.schema:
+            added += len(columns)
+            for column, text in declared.items():
+                text = re.sub(" NOT NULL(?! ON CONFLICT)", "", text).replace(ROOT_ID, f"VARCHAR {NOT_EMPTY}")
+                run.db.change(f"ALTER TABLE {name} ADD COLUMN {quote(column)} "
+                              + text.replace("DEFAULT CURRENT_TIMESTAMP", NO_TIME_YET))
+        else:
+            created += 1
+            lines = [f"{quote(column)} {text}" for column, text in declared.items()]
+            lines += [f"CONSTRAINT {check} CHECK ({expression})"
+                      for check, (owner, expression) in ALL_CHECKS.items()
+                      if owner == name and check not in run.options.skip_constraint]
+            run.db.change(f"CREATE TABLE {name} (\n    " + ",\n    ".join(lines) + "\n)")
+    if run.recovers:
+        run.db.change(recovered_goal("goals"))
+        run.rows["goals"] += 1
+    return f"{count(added, 'column')} added, {count(created, 'table')} created"
 
 
-def sources(schema: Dict[str, Table], name: str) -> List[Tuple[str, Table]]:
-    """The columns and parent tables that give rows of a table their root, as far as they exist."""
-    return [(column, schema[parent]) for column, parent in ROOT_SOURCES.get(name, [])
-            if name in schema and schema[name].has(column) and parent in schema
-            and (parent in TABLES or schema[parent].has("id", "root_id"))]
+def backfill(run: Run) -> str:
+    """[2/5] Give rows their root: here, or on the way into a table that is recreated."""
+    for name in run.filled:
+        if name not in run.recreate:
+            run.db.change(f"UPDATE OR FAIL {name} SET root_id = "
+                          + root_of(f"(SELECT root FROM {FOUND}{name} WHERE key = {name}.rowid)") +
+                          f"WHERE rowid IN (SELECT key FROM {FOUND}{name})")
+        OUT.report["corrections"][name] = run.db.rows(
+            f"SELECT c.id, {root_of('f.stored')}, {root_of('f.root')} FROM {FOUND}{name} f "
+            f"JOIN {name} c ON c.rowid = f.key WHERE f.stored > 0 LIMIT 1000")
+    filled, corrected = sum(run.filled.values()), sum(run.corrected.values())
+    return f"{count(filled, 'root')} filled, {corrected:,} corrected"
 
 
-def references(schema: Dict[str, Table], name: str) -> List[Tuple[str, Table]]:
-    """The columns of a table that refer to another, and that table: its sources first."""
-    return sources(schema, name) + [(column, schema[parent]) for column, parent in OTHER_REFERENCES.get(name, [])
-                                    if schema[name].has(column) and parent in schema]
+def recreate_tables(run: Run) -> str:
+    """[3/5] Rebuild the tables whose text changes, and those after them."""
+    schema = read_schema(run.db)
+    rows = sum(recreate(run, name, schema[name]) for name in run.recreate)
+    return f"{count(len(run.recreate), 'table')}, {count(rows, 'row')} copied and proven"
 
 
-def key_type(table: Table) -> str:
-    return "INTEGER PRIMARY KEY" if table.rowid else "PRIMARY KEY"
+def recreate(run: Run, name: str, table: Table) -> int:
+    """Put a table of the new text in place of the old one; the number of its rows.
 
-
-def find_goal_edges(db: Database, schema: Dict[str, Table]) -> None:
-    """Fill temp.goal_parent (child, parent) and temp.goal_link (session, goal, position, stored root):
-    who takes the root from whom, by key, with indexes."""
-    goals = schema["goals"]
-    table, key = goals.quoted, goals.key
-    db.run("CREATE TEMP TABLE goal_parent AS SELECT g.%s AS child, p.%s AS parent FROM main.%s g JOIN main.%s p "
-           "ON p.id = %s" % (key, key, table, table, goals.text("g", "parent_id")))
-    db.run("CREATE INDEX temp.goal_parent_index ON goal_parent (parent, child)")
-    db.run("CREATE INDEX temp.goal_child_index ON goal_parent (child)")
-    db.run("CREATE TEMP TABLE goal_link (session, goal, position, stored)")
-    links = link_columns(schema)
-    if links:
-        db.run("INSERT INTO goal_link SELECT s.{key}, g.{key}, {position}, {stored} FROM main.{0} k "
-               "JOIN main.{goals} s ON s.id = k.{1} JOIN main.{goals} g ON g.id = k.{2} "
-               "WHERE s.type = '{3}' AND s.parent_id IS NULL"
-               .format(*links, SESSION, key=key, goals=table, stored=goals.text("s", "root_id"),
-                       position="k." + link_order(schema)))
-    db.run("CREATE INDEX temp.goal_link_index ON goal_link (session, goal)")
-
-
-# Roots spread from the tops over the keys of an indexed edge table: linear in the number of goals at any depth.
-SPREAD = """
-    WITH RECURSIVE tree(key, root, doubt) AS (
-        SELECT * FROM ({tops})
-        UNION ALL
-        SELECT e.child, t.root, 0 FROM tree t JOIN goal_parent e ON e.parent = t.key)
-    INSERT INTO root_goals
-    SELECT t.key, NULLIF(t.root, ''), {stored}, t.doubt FROM tree t JOIN main.{table} g ON g.{key} = t.key"""
-# Goals without a parent row: a session has the root that is stored, any other goal is its own.
-TOPS = """
-    SELECT g.{key} AS key, CASE WHEN g.type = '{session}' AND g.parent_id IS NULL
-                                THEN COALESCE(NULLIF({stored}, ''), {id}) ELSE {id} END AS root, 0 AS doubt
-    FROM main.{table} g
-    WHERE g.{key} NOT IN (SELECT child FROM goal_parent) AND g.{key} """
-NOT_LINKED = "NOT IN (SELECT session FROM goal_link)"
-LEFT = "session NOT IN (SELECT key FROM root_goals)"
-# Linked sessions: the stored root if a linked goal has it, else that of the first link.
-LINKED = """
-    SELECT session, root, doubt FROM (
-        SELECT k.session, r.root, row_number() OVER (all_links ORDER BY r.root = k.stored DESC, k.position) AS n,
-               min(r.root) OVER all_links <> max(r.root) OVER all_links
-               AND NOT COALESCE(max(r.root = k.stored) OVER all_links, 0) AS doubt
-        FROM goal_link k JOIN root_goals r ON r.key = k.goal
-        WHERE k.""" + LEFT + """ {which}
-        WINDOW all_links AS (PARTITION BY k.session))
-    WHERE n = 1"""
-ALL_KNOWN = "AND k.session NOT IN (SELECT session FROM goal_link WHERE goal NOT IN (SELECT key FROM root_goals))"
-ONE_OF_A_RING = """IN (
-    WITH RECURSIVE
-        edge(a, b) AS (SELECT child, parent FROM goal_parent UNION ALL SELECT session, goal FROM goal_link),
-        reach(session, at) AS (SELECT session, goal FROM goal_link WHERE """ + LEFT + """
-                               UNION SELECT reach.session, edge.b FROM reach JOIN edge ON edge.a = reach.at)
-    SELECT COALESCE(min(CASE WHEN at = session THEN session END), min(session)) FROM reach)"""
-
-
-def derive_goals(db: Database, schema: Dict[str, Table]) -> None:
-    """Fill temp.root_goals (key, root, stored, doubt): rules 1 to 4 for goals.
-
-    Goals in a cycle get no row; a session whose links leave a choice gets doubt = 1.
+    The procedure of https://sqlite.org/lang_altertable.html#otheralter: with legacy_alter_table
+    on and foreign_keys off, DROP deletes no rows elsewhere, and RENAME touches neither views
+    nor the references of other tables.
     """
-    find_goal_edges(db, schema)
-    goals = schema["goals"]
-    names = {"table": goals.quoted, "key": goals.key, "session": SESSION,
-             "id": goals.text("g", "id"), "stored": goals.text("g", "root_id")}
-    db.run("CREATE TEMP TABLE root_goals (key %s, root TEXT, stored TEXT, doubt)" % key_type(goals))
-    tops = TOPS.format(**names)
-    db.run(SPREAD.format(tops=tops + NOT_LINKED, **names))
-    # A linked goal may itself hang below a linked session: those whose goals are all
-    # known first, then those with one known, then, for a ring of links, one as it stands.
-    steps = [LINKED.format(which=ALL_KNOWN), LINKED.format(which=""), tops + ONE_OF_A_RING]
-    while db.value("SELECT count(*) FROM goal_link WHERE " + LEFT):
-        if not any(db.run(SPREAD.format(tops=step, **names)) for step in steps):
-            break
-
-
-def derive(db: Database, schema: Dict[str, Table]) -> None:
-    """Fill a temporary root_<table> for each table: key, root (NULL: none), stored; and lost0, lost1, ...,
-    true where the row that the first, the second, ... of its references names is gone.
-
-    One pass a table; the phases, the decisions and the report read these.
-    """
-    for old, in db.all("SELECT name FROM temp.sqlite_master WHERE type = 'table' AND "
-                       "(name GLOB 'root_*' OR name GLOB 'goal_*')"):
-        db.run("DROP TABLE temp." + quote(old))
-    derive_goals(db, schema)
-    for name in TABLES:
-        if name == "goals" or name not in schema:
-            continue
-        table, giving = schema[name], len(sources(schema, name))
-        roots, joins, lost = [], [], []
-        for at, (column, parent) in enumerate(references(schema, name)):
-            joins.append("LEFT JOIN main.%s p%d ON p%d.id = %s" % (
-                parent.quoted, at, at, table.text("c", column)))
-            lost.append("c.%s IS NOT NULL AND p%d.id IS NULL" % (quote(column), at))
-            target = next((n for n in TABLES if schema.get(n) is parent), None)
-            if at < giving and target:
-                joins.append("LEFT JOIN temp.root_%s m%d ON m%d.key = p%d.%s" % (target, at, at, at, parent.key))
-                roots.append("m%d.root" % at)
-            elif at < giving:
-                roots.append("NULLIF(p%d.root_id, '')" % at)
-        stored = table.text("c", "root_id")
-        db.run("CREATE TEMP TABLE root_%s (key %s, root TEXT, stored TEXT%s)" % (
-            name, key_type(table), "".join(", lost%d" % at for at in range(len(lost)))))
-        db.run("INSERT INTO temp.root_%s SELECT %s FROM main.%s c %s" % (
-            name, ", ".join(["c." + table.key, "COALESCE(%s, NULLIF(%s, ''))" % (", ".join(roots + ["NULL"]), stored),
-                             stored] + lost), table.quoted, " ".join(joins)))
-
-
-def count_true(db: Database, source: str, tests: Dict[Any, str]) -> Dict[Any, int]:
-    """For how many rows of `source` (what follows FROM) each test holds, by its name, in one pass; none: left out."""
-    row = db.all("SELECT %s FROM %s" % (", ".join("sum(%s)" % test for test in tests.values()), source))[0]
-    return {name: count for name, count in zip(tests, row) if count}
-
-
-# --------------------------------------------------------------------------
-# 5. Triggers: fill, guard, move (DESIGN.md section 4)
-# --------------------------------------------------------------------------
-
-# NULL as well as '': without the phase constraints the column may be a plain one.
-EMPTY = "COALESCE(NEW.root_id, '') = ''"
-
-
-class Trigger(NamedTuple):
-    name: str
-    table: str
-    sql: str
-
-
-def trigger(name: str, event: str, table: str, when: str, *statements: str) -> Trigger:
-    """One CREATE TRIGGER; `event` is its time and cause, '' for `when` means always."""
-    return Trigger(name, table, "CREATE TRIGGER %s %s ON %s%s BEGIN\n  %s;\nEND" % (
-        name, event, quote(table), "\n  WHEN " + when if when else "", ";\n  ".join(statements)))
-
-
-def refuse(message: str) -> str:
-    return "SELECT RAISE(ABORT, %s)" % literal(message)
-
-
-def derived(schema: Dict[str, Table], name: str, row: str) -> str:
-    """SQL for the root that a row of a table other than goals takes from its parents; NULL: none."""
-    looked_up = ["(SELECT NULLIF(root_id, '') FROM %s WHERE id = %s.%s)" % (parent.quoted, row, column)
-                 for column, parent in sources(schema, name)]
-    return "COALESCE(%s, NULL)" % ", ".join(looked_up) if looked_up else "NULL"
-
-
-def derived_goal(schema: Dict[str, Table], row: str) -> str:
-    """SQL for the root of a row of goals, by the rules of DESIGN.md section 4."""
-    stored = "NULLIF(%s.root_id, '')" % row
-    links = link_columns(schema)
-    if links:
-        roots = ("SELECT l.root_id FROM {0} k JOIN goals l ON l.id = k.{2} WHERE k.{1} = {row}.id "
-                 "AND l.id <> {row}.id").format(*links, row=row)
-        stored = ("COALESCE(CASE WHEN {0}.root_id IN ({1}) THEN {0}.root_id END, ({1} ORDER BY k.{2} LIMIT 1), {3})"
-                  .format(row, roots, link_order(schema), stored))
-    return ("COALESCE((SELECT p.root_id FROM goals p WHERE p.id = {0}.parent_id), CASE WHEN {0}.type = '{1}' "
-            "AND {0}.parent_id IS NULL THEN {2} END, {0}.id)").format(row, SESSION, stored)
-
-
-def reroot_sessions(schema: Dict[str, Table], which: str) -> str:
-    """The statement that gives those of some sessions that have no parent their root again."""
-    return ("UPDATE goals SET root_id = {0} WHERE {1} AND type = '{2}' AND parent_id IS NULL AND root_id <> {0}"
-            .format(derived_goal(schema, "goals"), which, SESSION))
-
-
-def follow(schema: Dict[str, Table], parent: str, row: str) -> List[str]:
-    """Statements that bring the children of a row of `parent` (not goals' own) to their root again."""
-    found = []
-    for name, links in ROOT_SOURCES.items():
-        for column, source in links:
-            if source == parent and name in schema and schema[name].has(column):
-                table = schema[name].quoted
-                root = derived(schema, name, table)
-                found.append("UPDATE %s SET root_id = %s WHERE %s = %s.id AND root_id <> %s" % (
-                    table, root, column, row, root))
-    return found
-
-
-def not_done(table: Table, when: str) -> str:
-    """The statement after one that gives NEW its root: OR IGNORE in the app's statement may have skipped that one,
-    if another row has the same values under an owner's UNIQUE (https://sqlite.org/lang_createtrigger.html)."""
-    old = "''" if when == EMPTY else "OLD.root_id"
-    return refuse("root_id of %s can't be set: UNIQUE values of another row" % table.name) + (
-        " WHERE {0} AND (SELECT root_id FROM {1} WHERE {2} = NEW.{2}) = {3}".format(when, table.quoted, table.key, old))
-
-
-def child_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
-    """Fill, guard and move for a table whose rows take their root from a parent row."""
-    table, root = schema[name].name, derived(schema, name, "NEW")
-    parents = sources(schema, name)
-    # Where there is no root, fill writes '' once more, which guard refuses: the lookup is made once
-    # a row, and OR IGNORE in the app's statement can't skip it, as it would a NULL.
-    fill = "UPDATE {0} SET root_id = COALESCE({1}, '') WHERE {2} = NEW.{2} AND {3}".format(
-        quote(table), root, schema[name].key, EMPTY)
-    unfilled, unmoved = (not_done(schema[name], when) for when in (EMPTY, "OLD.root_id <> " + root))
-    if not parents:
-        missing = refuse("%s.root_id is missing: name the fractal" % name)
-        return [trigger("trg_%s_fill" % name, "AFTER INSERT", table, EMPTY, missing),
-                trigger("trg_%s_guard" % name, "AFTER UPDATE OF root_id", table, EMPTY, missing)]
-    columns = [column for column, _ in parents]
-    mismatch = refuse("root_id does not match: this row of %s belongs to the fractal of its %s" % (
-        name, " or ".join(columns))) + " WHERE NEW.root_id <> '' AND NEW.root_id <> %s" % root
-    orphan = refuse("%s.root_id cannot be derived: no row that %s refers to has one" % (
-        name, ", ".join(columns))) + " WHERE %s AND %s IS NULL" % (EMPTY, root)
-    return [
-        trigger("trg_%s_fill" % name, "AFTER INSERT", table, "", mismatch, fill, unfilled),
-        trigger("trg_%s_guard" % name, "AFTER UPDATE OF root_id", table,
-                EMPTY + " OR (NEW.root_id <> OLD.root_id AND OLD.root_id <> '')", mismatch, orphan, fill),
-        trigger("trg_%s_move" % name, "AFTER UPDATE OF " + ", ".join(columns), table,
-                "NEW.root_id = OLD.root_id AND NEW.root_id <> %s" % root,
-                "UPDATE {0} SET root_id = {1} WHERE {2} = NEW.{2}".format(quote(table), root, schema[name].key),
-                unmoved)]
-
-
-def parent_triggers(schema: Dict[str, Table], name: str) -> List[Trigger]:
-    """Keep the children's roots when a parent row comes, changes its root, or goes."""
-    table = schema[name].name
-    moved, gone = follow(schema, name, "NEW"), follow(schema, name, "OLD")
-    if not moved:
-        return []
-    # In our tables '' lasts no longer than the statement.
-    lasting = " AND NEW.root_id IS NOT ''" if name in TABLES else ""
-    return [trigger("trg_%s_adopt" % name, "AFTER INSERT", table, "NEW.root_id <> ''", *moved),
-            trigger("trg_%s_follow" % name, "AFTER UPDATE OF root_id", table,
-                    "NEW.root_id IS NOT OLD.root_id" + lasting, *moved),
-            trigger("trg_%s_orphan" % name, "AFTER DELETE", table, "", *gone)]
-
-
-SUBTREE = ("(WITH RECURSIVE sub(id) AS (SELECT id FROM goals WHERE parent_id = {row}.id "
-           "UNION SELECT g.id FROM sub JOIN goals g ON g.parent_id = sub.id) SELECT id FROM sub)")
-ANCESTORS = ("(WITH RECURSIVE up(id) AS (SELECT NEW.parent_id UNION SELECT g.parent_id FROM up "
-             "JOIN goals g ON g.id = up.id WHERE g.parent_id IS NOT NULL) SELECT id FROM up)")
-# The walk stops at the first ancestor that has the new root: while a subtree moves, the
-# order in which its rows are updated is SQLite's own.
-ANCESTOR_HAS_ROOT = ("EXISTS (WITH RECURSIVE up(parent_id, root_id) AS (SELECT parent_id, root_id FROM goals "
-                     "WHERE id = NEW.parent_id UNION ALL SELECT g.parent_id, g.root_id FROM up JOIN goals g "
-                     "ON g.id = up.parent_id WHERE up.root_id <> NEW.root_id) "
-                     "SELECT 1 FROM up WHERE root_id = NEW.root_id)")
-
-
-def goal_triggers(schema: Dict[str, Table]) -> List[Trigger]:
-    """Fill, guard and move for goals: as for other tables, and no goal below itself."""
-    table, root = schema["goals"].name, derived_goal(schema, "NEW")
-    own = "UPDATE goals SET root_id = {0} WHERE {1} = NEW.{1}".format(root, schema["goals"].key)
-    below = "UPDATE goals SET root_id = {0} WHERE id IN {1} AND root_id <> {0}".format(root, SUBTREE.format(row="NEW"))
-    mismatch = refuse("root_id does not match: this row of goals belongs to the fractal of its parent_id, "
-                      "its linked goals or itself")
-    nameless = refuse("goals.root_id cannot be derived: the row has no id") + " WHERE COALESCE(NEW.id, '') = ''"
-    cycle = refuse("goals.parent_id: a goal cannot be moved under itself or its own descendant")
-    return [
-        trigger("trg_goals_fill", "AFTER INSERT", table, "", own + " AND " + EMPTY,
-                not_done(schema["goals"], EMPTY), below,
-                *linked_sessions(schema, "NEW"), *follow(schema, "goals", "NEW")),
-        trigger("trg_goals_refill", "AFTER UPDATE OF root_id", table, EMPTY, nameless, own),
-        trigger("trg_goals_guard_insert", "BEFORE INSERT", table,
-                "NEW.root_id <> '' AND NEW.root_id <> %s" % root, mismatch),
-        trigger("trg_goals_guard_update", "BEFORE UPDATE OF root_id", table,
-                "NEW.root_id <> '' AND NEW.root_id <> OLD.root_id AND NEW.root_id <> %s AND NOT %s"
-                % (root, ANCESTOR_HAS_ROOT), mismatch),
-        trigger("trg_goals_cycle_insert", "BEFORE INSERT", table,
-                "NEW.parent_id = NEW.id OR (EXISTS (SELECT 1 FROM goals WHERE parent_id = NEW.id) AND NEW.id IN %s)"
-                % ANCESTORS, cycle),
-        trigger("trg_goals_cycle_update", "BEFORE UPDATE OF parent_id", table,
-                "NEW.parent_id IS NOT OLD.parent_id AND NEW.id IN " + ANCESTORS, cycle),
-        trigger("trg_goals_move", "AFTER UPDATE OF parent_id, type", table,
-                # Not where ON DELETE SET NULL frees the children of a fractal that is being deleted.
-                "NEW.type IS NOT OLD.type OR (NEW.parent_id IS NOT OLD.parent_id AND (NEW.parent_id IS NOT NULL "
-                "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.root_id, OLD.parent_id))))",
-                own + " AND root_id <> " + root, not_done(schema["goals"], "OLD.root_id <> " + root), below),
-        # Not for what is deleted with its fractal, parent first: re-rooting that would be cubic in the depth.
-        trigger("trg_goals_orphan", "AFTER DELETE", table,
-                "OLD.root_id = OLD.id OR OLD.parent_id IS NULL "
-                "OR EXISTS (SELECT 1 FROM goals WHERE id IN (OLD.parent_id, OLD.root_id))",
-                "UPDATE goals SET root_id = id WHERE parent_id = OLD.id AND root_id <> id",
-                *linked_sessions(schema, "OLD"), *follow(schema, "goals", "OLD"))]
-
-
-def linked_sessions(schema: Dict[str, Table], row: str) -> List[str]:
-    """A session follows its linked goals while none of them is left in its own fractal."""
-    links = link_columns(schema)
-    return [reroot_sessions(schema, "id IN (SELECT {1} FROM {0} WHERE {2} = {row}.id)".format(*links, row=row))
-            ] if links else []
-
-
-def subtree_triggers(schema: Dict[str, Table]) -> List[Trigger]:
-    """What follows a goal that has changed its root: its instances, the goals below it, the sessions linked to it.
-
-    A subtree is one statement over a recursive subquery, not a trigger that fires itself: that would
-    need recursive_triggers and end at SQLite's depth limit. There are two of them, as a subtree may hold
-    goals whose linked sessions follow, and those may have subtrees of their own.
-    """
-    changed = "NEW.root_id <> OLD.root_id AND NEW.root_id <> ''"
-    top = changed + " AND NOT EXISTS (SELECT 1 FROM goals WHERE id = NEW.parent_id)"
-    session = "(NEW.type = '%s' AND NEW.parent_id IS NULL)" % SESSION
-    below = "UPDATE goals SET root_id = NEW.root_id WHERE id IN %s AND root_id <> NEW.root_id" % (
-        SUBTREE.format(row="NEW"))
-    wanted = [("follow", changed, follow(schema, "goals", "NEW")),
-              ("subtree", "%s AND NOT %s" % (top, session), [below]),
-              ("session_subtree", "%s AND %s" % (top, session), [below]),
-              ("sessions", changed, linked_sessions(schema, "NEW"))]
-    return [trigger("trg_goals_" + kind, "AFTER UPDATE OF root_id", schema["goals"].name, when, *statements)
-            for kind, when, statements in wanted if statements]
-
-
-def link_triggers(db: Database, schema: Dict[str, Table]) -> List[Trigger]:
-    """A session's root follows its links; the links of a deleted fractal go with it."""
-    links = link_columns(schema)
-    if not links:
-        return []
-    table = schema["practice_session_goals"].name
-    new, old = (reroot_sessions(schema, "id = %s.%s" % (row, links[1])) for row in ("NEW", "OLD"))
-    found = [trigger("trg_practice_session_goals_insert", "AFTER INSERT", table, "", new),
-             trigger("trg_practice_session_goals_update", "AFTER UPDATE", table, "", new, old),
-             trigger("trg_practice_session_goals_delete", "AFTER DELETE", table, "", old)]
-    actions = [row[6] for row in db.all("PRAGMA main.foreign_key_list(%s)" % quote(table))
-               if row[2].lower() == "goals"]
-    if any(action in ("NO ACTION", "RESTRICT") for action in actions):
-        # Without this the links would forbid deleting a fractal with foreign keys on.
-        found.append(trigger("trg_goals_unlink", "BEFORE DELETE", schema["goals"].name,
-                             "OLD.id = OLD.root_id OR NOT EXISTS (SELECT 1 FROM goals WHERE id = OLD.root_id)",
-                             "DELETE FROM %s WHERE %s = OLD.id OR %s = OLD.id" % links))
-    return found
-
-
-def session_triggers(schema: Dict[str, Table]) -> List[Trigger]:
-    """Instances follow their row of `sessions`, in databases that have that table."""
-    if not any(parent is schema.get("sessions") for _, parent in sources(schema, "activity_instances")):
-        return []
-    return parent_triggers(schema, "sessions")
-
-
-def wanted_triggers(db: Database, schema: Dict[str, Table]) -> Dict[str, Trigger]:
-    """Every trigger of the target for this database, by name."""
-    found = goal_triggers(schema) + subtree_triggers(schema) + link_triggers(db, schema) + session_triggers(schema)
-    for name in TABLES:
-        if name != "goals" and name in schema:
-            found += child_triggers(schema, name) + parent_triggers(schema, name)
-    return {one.name: one for one in found}
-
-
-# --------------------------------------------------------------------------
-# 6. Findings: what needs a decision (DESIGN.md section 7), and --repair
-# --------------------------------------------------------------------------
-
-class Finding(NamedTuple):
-    """Rows that stand in the way, and the way out."""
-    kind: str
-    name: str       # the constraint, or the table's root_id
-    table: str
-    rows: int
-    ids: List[Any]
-    query: str
-    resolve: str
-    repairable: bool
-
-
-def count_and_first(db: Database, query: str) -> Tuple[int, List[Any]]:
-    """How many rows a query has, and the first column of the first few; never all at once in memory."""
-    count = db.value("SELECT count(*) FROM (%s)" % query)
-    return count, [row[0] for row in db.all(query + " LIMIT 20")] if count else []
-
-
-def live(table: Table, alias: str = "") -> str:
-    return alias + "deleted_at IS NULL" if table.has("deleted_at") else "1"
-
-
-def duplicate_rows(schema: Dict[str, Table], name: str) -> str:
-    """SQL for the live rows of a unique constraint: key, id, name, scope, position among equals, how many."""
-    owner, (scope, _) = UNIQUE_NAMES[name]
-    table = schema[owner]
-    place = "r.root" if scope == "root_id" else table.text("c", scope)
-    oldest = "c.created_at IS NULL, c.created_at, " if table.has("created_at") else ""
-    return """
-        SELECT c.{key} AS key, c.id AS id, c.name AS name, {place} AS scope,
-               row_number() OVER (PARTITION BY {place}, c.name ORDER BY {oldest}c.{key}) AS position,
-               count(*) OVER (PARTITION BY {place}, c.name) AS size
-        FROM main.{table} c JOIN temp.root_{owner} r ON r.key = c.{key}
-        WHERE {live} AND c.name IS NOT NULL AND {place} IS NOT NULL
-        """.format(key=table.key, place=place, oldest=oldest, table=table.quoted, owner=owner,
-                   live=live(table, "c."))
-
-
-def find_duplicates(db: Database, schema: Dict[str, Table], skip: Sequence[str]) -> Iterator[Finding]:
-    for name, (owner, (scope, _)) in UNIQUE_NAMES.items():
-        if name in skip or owner not in schema or not schema[owner].has("name"):
-            continue
-        count, ids = count_and_first(db, "SELECT id FROM (%s) WHERE size > 1 ORDER BY name, scope, position"
-                                     % duplicate_rows(schema, name))
-        if count:
-            table, where = schema[owner].quoted, live(schema[owner])
-            place = scope if schema[owner].has(scope) else "NULL"
-            yield Finding(
-                "duplicate name", name, owner, count, ids,
-                "SELECT id, {0}, name FROM {1} WHERE {2} AND ({0}, name) IN (SELECT {0}, name FROM {1} WHERE {2} "
-                "GROUP BY {0}, name HAVING count(*) > 1) ORDER BY {0}, name".format(place, table, where),
-                "--repair (the oldest keeps its name, newer ones become 'Name (2)'), "
-                "or --skip-constraint " + name, True)
-
-
-def find_check_violations(db: Database, schema: Dict[str, Table], skip: Sequence[str]) -> Iterator[Finding]:
-    for name, (owner, expression, columns) in CHECKS.items():
-        if name in skip or owner not in schema or not schema[owner].has(*columns):
-            continue
-        # A CHECK refuses the one time value that changes by itself (https://sqlite.org/deterministic.html).
-        now = "".join(" OR lower(%s) IN ('now', 'subsec', 'subsecond')" % column for column in columns
-                      if "(%s)" % column in expression)
-        query = "SELECT id, %s FROM %s WHERE NOT (%s)%s" % (
-            ", ".join(columns), schema[owner].quoted, expression, now)
-        count, ids = count_and_first(db, query)
-        if count:
-            yield Finding("check violated", name, owner, count, ids, query,
-                          "correct the rows, or --skip-constraint " + name, False)
-
-
-def rootless(schema: Dict[str, Table], name: str, row: str) -> str:
-    """SQL, for the operator to run, that is true for a row whose fractal can't be derived."""
-    tests = ["COALESCE(%s.root_id, '') = ''" % row] if schema[name].has("root_id") else []
-    for column, parent in sources(schema, name):
-        inner = row + "_" + column
-        kind = next((n for n in TABLES if schema.get(n) is parent), "")
-        lost = ("0" if kind == "goals" else rootless(schema, kind, inner) if kind
-                else "COALESCE(%s.root_id, '') = ''" % inner)
-        tests.append("NOT EXISTS (SELECT 1 FROM %s %s WHERE %s.id = %s.%s AND NOT (%s))"
-                     % (parent.quoted, inner, inner, row, column, lost))
-    return " AND ".join(tests) or "1"
-
-
-def find_rootless(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
-    for name in TABLES:
-        if name in schema:
-            table = schema[name]
-            count, ids = count_and_first(db, "SELECT c.id FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key "
-                                         "WHERE r.root IS NULL" % (name, table.quoted, table.key))
-            condition = "COALESCE(c.id, '') = ''" if name == "goals" else rootless(schema, name, "c")
-            if count:
-                yield Finding("no fractal", name + ".root_id", name, count, ids,
-                              "SELECT * FROM %s c WHERE %s" % (table.quoted, condition),
-                              "--repair (moves them whole to migration_quarantine), or give them a parent"
-                              + (" or root_id" if table.has("root_id") else ""),
-                              True)
-
-
-def find_doubtful_sessions(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
-    """Sessions linked to several fractals, none of which is the stored one."""
-    links, goals = link_columns(schema), schema["goals"]
-    ids = [row[0] for row in db.all("SELECT g.id FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt"
-                                    % (goals.quoted, goals.key))]
-    if links and ids:
-        yield Finding(
-            "several fractals", "goals.root_id", "goals", len(ids), ids[:20],
-            "SELECT {1}, group_concat({2}) FROM (SELECT * FROM {0} ORDER BY {4}) WHERE {1} IN ({3}) GROUP BY {1}"
-            .format(*links, ", ".join(map(literal, ids)), link_order(schema)),
-            "--repair (the first listed wins), or delete the links that are wrong", True)
-
-
-def find_cycles(db: Database, schema: Dict[str, Table]) -> Iterator[Finding]:
-    """The cycles of goals.parent_id, each with the number of goals in it and below it; of very many, the first."""
-    table, key = schema["goals"].quoted, schema["goals"].key
-    edges = dict(db.all("SELECT child, parent FROM temp.goal_parent "
-                        "WHERE child NOT IN (SELECT key FROM temp.root_goals) ORDER BY child"))
-    seen: Dict[Any, Any] = {}  # goal -> the one from which the walk came there
-    cycles = 0
-    for start in edges:
-        at = start
-        while at not in seen:  # the parent of a goal without root has none either
-            seen[at] = start
-            at = edges[at]
-        if seen[at] == start and cycles < 20:
-            cycles += 1
-            cycle = [at]
-            while edges[cycle[-1]] != at:
-                cycle.append(edges[cycle[-1]])
-            ids = [db.value("SELECT id FROM main.%s WHERE %s = %s" % (table, key, literal(member)))
-                   for member in cycle[:20]]
-            query = ("WITH RECURSIVE tree(id) AS (SELECT {1} UNION SELECT g.id FROM {0} g JOIN tree ON g.parent_id = "
-                     "tree.id) SELECT id, parent_id FROM {0} WHERE id IN (SELECT id FROM tree)"
-                     .format(table, literal(ids[0])))
-            yield Finding(
-                "cycle", "goals.parent_id", "goals", count_and_first(db, query)[0], ids, query,
-                "UPDATE %s SET parent_id = NULL WHERE id = %s (it becomes a fractal of its own), or name the right "
-                "parent of one of these; the query also shows what hangs below" % (table, literal(ids[0])), False)
-
-
-def find_decisions(db: Database, schema: Dict[str, Table], skip: Sequence[str], phases: Sequence[str]) -> List[Finding]:
-    """Everything of DESIGN.md section 7 at once. `derive` must have run on this connection."""
-    found: List[Finding] = []
-    if "constraints" in phases:
-        found += find_duplicates(db, schema, skip)
-        found += find_check_violations(db, schema, skip)
-    if "backfill" in phases:
-        found += find_rootless(db, schema)
-        found += find_doubtful_sessions(db, schema)
-        found += find_cycles(db, schema)
-    return found
-
-
-def as_json(value: Any) -> Any:
-    """A value of SQLite as JSON can hold it; blobs as {"blob": hex}, odd text as {"text": hex}."""
-    if isinstance(value, bytes):
-        return {"blob": value.hex()}
-    if isinstance(value, str) and not is_utf8(value):
-        return {"text": value.encode("utf-8", "surrogateescape").hex()}
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return {"real": "9e999" if value > 0 else "-9e999"}
+    db, new = run.db, f"migration_new_{name}"
+    text = new_text(name, table, missing_checks(run, name, table))
+    ours = ", ".join(map(literal, wanted_indexes(run.options)))
+    indexes = db.column("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql > '' AND "
+                        f"lower(tbl_name) = '{name}' AND lower(name) NOT IN ({ours}) ORDER BY rowid")
+    db.change(f"CREATE TABLE {new} {text[tokenize(text)[2].end:]}")
+    made = read_table(db, new)
+    if not made or [*made.columns] != [*table.columns] or not table.references <= made.references:
+        raise Stop(f"the new text of table {name} does not mean what it should", 1, REPORT_THIS)
+    rows = copy_rows(run, name, table, new)
+    sequence = []
+    if "AUTOINCREMENT" in text.upper():  # the highest key ever given may be a lost row's
+        sequence = db.rows("SELECT seq FROM sqlite_sequence WHERE name = ?", [table.name])
+    db.change(f"DROP TABLE {quote(table.name)}")
+    db.change(f"ALTER TABLE {new} RENAME TO {quote(table.name)}")
+    for statement in indexes:
+        db.change(statement)
+    for last, in sequence:
+        db.change(f"UPDATE sqlite_sequence SET seq = {last} WHERE name = {literal(table.name)}")
+    return rows
+
+
+REPORT_THIS = "please report this with the output of -v"
+
+
+def copy_rows(run: Run, name: str, table: Table, new: str) -> int:
+    """Copy a table in ranges of its rowid, each proven equal while it is in the cache."""
+    db, copied = run.db, 0
+    values = {quote(column.name): new_value(column) for column in table.columns.values()
+              if not column.hidden}
+    source = f"{name} o LEFT JOIN {FOUND}{name} r ON r.key = o.rowid"
+    new_row = ", ".join(f"n.{column} COLLATE BINARY" for column in values)
+    old_row = ", ".join(values.values())
+    for chunk in rowid_ranges(db, name):
+        # FAIL, that no conflict clause of the table may drop a row in silence; unlike ABORT it
+        # keeps no journal of the statement, and what fails here is rolled back as a whole.
+        copied += db.change(f"INSERT OR FAIL INTO {new} (rowid, {', '.join(values)}) "
+                            f"SELECT o.rowid, {old_row} FROM {source} WHERE {chunk}")
+        lost = db.value(f"SELECT count(*) FROM {source} LEFT JOIN {new} n "
+                        f"ON n.rowid = o.rowid WHERE {chunk} AND ({new_row}) IS NOT ({old_row})")
+        if lost:
+            raise Stop(f"the copy of {name} differs in {count(lost, 'row')}", 1, REPORT_THIS)
+        OUT.progress(name, copied, run.rows.get(name, 0))
+    if copied != run.rows.get(name, 0):
+        check_sound(db, "integrity_check")
+        raise Stop(f"the copy of {name} has {copied:,} rows, not {run.rows[name]:,}", 1, REPORT_THIS)
+    return copied
+
+
+def new_value(column: Column) -> str:
+    """SQL for what a column of the old row `o` is in the new one: the same, but for root_id, and
+    numbers in a STRING column, which become the text that reads back as the same number."""
+    value = f"o.{quote(column.name)}"
+    if column.name.lower() == "root_id":
+        return f"COALESCE({root_of('r.root')}, {value})"
+    if column.is_string:  # CAST keeps 15 digits of a REAL, 17 always do
+        text = f"CAST({value} AS TEXT)"
+        return (f"CASE typeof({value}) WHEN 'integer' THEN {text} WHEN 'real' THEN CASE WHEN "
+                f"CAST({text} AS REAL) = {value} THEN {text} ELSE printf('%!.17g', {value}) END "
+                f"ELSE {value} END")
     return value
 
 
-def repair(db: Database, schema: Dict[str, Table], findings: List[Finding], now: str) -> List[Dict[str, Any]]:
-    """Apply the lossless repairs; what each did, before and after."""
-    done: List[Dict[str, Any]] = []
-    for finding in findings:
-        with triggers_put_aside(db, schema[finding.table]):
-            if finding.kind == "duplicate name":
-                done += rename_duplicates(db, schema, finding)
-            elif finding.kind == "no fractal":
-                done += quarantine(db, schema[finding.table], finding, now)
-            elif finding.kind == "several fractals":
-                done += [{"kind": "first link wins", "table": "goals", "id": as_json(row[0]), "before": as_json(row[1]),
-                          "after": as_json(row[2])} for row in db.all(
-                    "SELECT g.id, r.stored, r.root FROM temp.root_goals r JOIN main.%s g ON g.%s = r.key WHERE r.doubt"
-                    % (schema["goals"].quoted, schema["goals"].key))]
-    return done
+def rowid_ranges(db: Database, name: str) -> Iterator[str]:
+    """Conditions that cut a table into ranges of CHUNK_ROWS rows, however sparse its rowids."""
+    first = db.value(f"SELECT min(rowid) FROM {name}")
+    while first is not None:
+        after = db.value(f"SELECT (SELECT rowid FROM {name} WHERE rowid >= {first} "
+                         f"ORDER BY rowid LIMIT 1 OFFSET {CHUNK_ROWS})")
+        yield f"o.rowid >= {first}" + ("" if after is None else f" AND o.rowid < {after}")
+        first = after
 
 
-@contextlib.contextmanager
-def triggers_put_aside(db: Database, table: Table) -> Iterator[None]:
-    """Keep a table's triggers from firing: backfill and repairs are no changes that they were made for."""
-    kept = db.all("SELECT name, sql FROM main.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = %s "
-                  "ORDER BY rowid" % literal(table.name.lower()))
-    for name, _ in kept:
-        db.run("DROP TRIGGER main." + quote(name))
-    yield
-    for _, sql in kept:
-        db.run(sql)
+def create_indexes(run: Run) -> str:
+    """[4/5] Create indexes and triggers, the owner's triggers after ours: the newest fires first,
+    so they see an insert before the UPDATE by which ours fill its root."""
+    db, wanted, ours = run.db, compare(run.db, run.options).indexes, triggers(read_schema(run.db))
+    db.execute(f"PRAGMA cache_size = -{SORT_KIB}")
+    for name, sql in wanted.items():
+        db.change(f"DROP INDEX IF EXISTS {name}")
+        db.change(sql)
+    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    for sql in [*ours.values(), *run.owners_triggers]:
+        db.change(sql)
+    db.execute("PRAGMA analysis_limit = 1000")
+    for name in TABLES:
+        db.change(f"ANALYZE {name}")
+    return f"{count(len(wanted), 'index', 'indexes')}, {count(len(ours), 'trigger')}"
 
 
-def rename_duplicates(db: Database, schema: Dict[str, Table], finding: Finding) -> List[Dict[str, Any]]:
-    """Give all but the oldest of equal names the next number that is free among the live rows of their scope."""
-    table, done = schema[finding.table], []
-    db.run("CREATE TEMP TABLE equal_names AS " + duplicate_rows(schema, finding.name))
-    db.run("CREATE INDEX temp.equal_names_key ON equal_names (key)")
-    db.run("CREATE INDEX temp.equal_names_name ON equal_names (scope, rtrim(name) COLLATE NOCASE)")
-    # The index finds what may be equal; whether it is, the column's own collation says.
-    taken = ("SELECT 1 FROM temp.equal_names e JOIN main.{0} c ON c.{1} = e.key AND c.name = {{name}} "
-             "WHERE e.scope = (SELECT scope FROM temp.equal_names WHERE key = {{key}}) "
-             "AND rtrim(e.name) = rtrim({{name}}) COLLATE NOCASE".format(table.quoted, table.key))
-    number, group = 1, None
-    for key, identity, name, scope in db.all("SELECT key, id, name, scope FROM temp.equal_names WHERE position > 1 "
-                                             "ORDER BY scope, name, position"):
-        number, group = (number if group == (scope, name) else 1) + 1, (scope, name)
-        while db.all(taken.format(name="%s || ' (%d)'" % (literal(name), number), key=literal(key))):
-            number += 1
-        db.run("UPDATE main.%s SET name = name || ' (%d)' WHERE %s = %s" % (
-            table.quoted, number, table.key, literal(key)))
-        after = db.value("SELECT name FROM main.%s WHERE %s = %s" % (table.quoted, table.key, literal(key)))
-        db.run("UPDATE temp.equal_names SET name = %s WHERE key = %s" % (literal(after), literal(key)))
-        done.append({"kind": "renamed", "table": finding.table, "id": as_json(identity),
-                     "before": as_json(name), "after": as_json(after)})
-    db.run("DROP TABLE temp.equal_names")
-    return done
+def write_log(run: Run) -> None:
+    """Keep the report in migration_log, in the transaction of the run itself."""
+    import json
+    columns = ",\n    ".join(f"{column} {declared}" for column, declared in MIGRATION_LOG.items())
+    run.db.change(f"CREATE TABLE IF NOT EXISTS migration_log (\n    {columns}\n)")
+    report = json.dumps(dict(OUT.report, status="done", exit_code=0), default=repr)
+    values = map(literal, (OUT.report["started"], VERSION, sqlite3.sqlite_version, report))
+    run.db.change("INSERT INTO migration_log (run_at, script_version, sqlite_version, report) "
+                  f"VALUES ({', '.join(values)})")
 
 
-def quarantine(db: Database, table: Table, finding: Finding, now: str) -> List[Dict[str, Any]]:
-    """Move rows whose fractal can't be derived to migration_quarantine, whole."""
-    db.run(table_text("migration_quarantine", OWN_TABLES["migration_quarantine"]))
-    columns = [c.name for c in table.columns.values() if not c.generated]
-    done = []
-    lost = "r.root IS NULL" + " AND COALESCE(c.id, '') = ''" * (finding.table == "goals")  # not what is below it
-    for row in db.all("SELECT c.%s, %s FROM temp.root_%s r JOIN main.%s c ON c.%s = r.key WHERE %s" % (
-            table.key, ", ".join("c." + quote(c) for c in columns), finding.table, table.quoted, table.key, lost)):
-        values = dict(zip(columns, row[1:]))
-        identity = next(value for column, value in values.items() if column.lower() == "id")
-        text = json.dumps({column: as_json(value) for column, value in values.items()})
-        db.run("INSERT INTO main.migration_quarantine VALUES (%s)" % ", ".join(map(literal, (
-            finding.table, row[0] if table.rowid else None, identity, "its fractal can't be derived", text, now))))
-        db.run("DELETE FROM main.%s WHERE %s = %s" % (table.quoted, table.key, literal(row[0])))
-        done.append({"kind": "quarantined", "table": finding.table, "id": as_json(identity),
-                     "before": json.loads(text), "after": None})
-    return done
+# ---------------------------------------------------------------------------------------
+# 6. Verification
+# ---------------------------------------------------------------------------------------
+
+def observe(run: Run) -> None:
+    """Note what the run must not change."""
+    db, report = run.db, OUT.report
+    report["not_compiling"] = not_compiling(db)
+    run.before = {"rows": row_counts(db), "violations": violations(run), "lost_roots": {
+        root for name in run.schema.of_target() if run.schema.has(name, "root_id")
+        for root in lost_roots(db, name)}}
 
 
-# --------------------------------------------------------------------------
-# 7. The plan and the phases, in running order
-# --------------------------------------------------------------------------
-
-class Run:
-    """One run over one file: its connection, its options, what it found and what it did."""
-
-    def __init__(self, db: Database, options: argparse.Namespace, out: "Output", report: Dict[str, Any]) -> None:
-        self.db, self.options, self.out, self.report = db, options, out, report
-        self.schema: Dict[str, Table] = {}
-        self.findings: List[Finding] = []
-        self.missing: Dict[str, List[str]] = {}
-        self.edited: List[str] = []
-        self.counts: Dict[str, Tuple[int, int]] = {}
-        self.rows: Dict[str, int] = {}
-        self.before: Dict[str, int] = {}  # references to rows that no longer exist
-        self.replaced: Dict[str, str] = {}  # indexes of the target's names and another definition
-
-    def survey(self) -> None:
-        """Compare schema and data with the target; fills everything the plan shows."""
-        db, options = self.db, self.options
-        self.schema = read_schema(db)
-        derive(db, self.schema)
-        self.findings = find_decisions(db, self.schema, options.skip_constraint, options.phases)
-        self.missing = {name: [c for c in columns if name not in self.schema or not self.schema[name].has(c)]
-                        for name, columns in TABLES.items()}
-        self.edited = self.to_recreate()
-        self.count()
-        self.check_preconditions()
-        self.check_names()
-        self.check_texts()
-        self.check_quotes()
-        self.check_spellings()
-        self.report["not_compiling_before"] = not_compiling(db)
-        stored = dict(db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = 'index'"))
-        self.replaced = {name: stored[name] for name in self.to_index() if name in stored}
-
-    def count(self) -> None:
-        """Count rows, roots to backfill and to correct, references to missing rows."""
-        goals = self.schema["goals"]
-        self.before = {"goals.parent_id": self.db.value(
-            "SELECT count(*) FROM main.{0} WHERE parent_id IS NOT NULL AND {1} NOT IN "
-            "(SELECT child FROM temp.goal_parent)".format(goals.quoted, goals.key))}
-        for name in [name for name in TABLES if name in self.schema]:
-            tests = {"filled": "COALESCE(stored, '') = '' AND root IS NOT NULL",
-                     "corrected": "stored <> '' AND stored <> root"}
-            if name != "goals":
-                tests.update(("%s.%s" % (name, column), "lost%d" % at)
-                             for at, (column, _) in enumerate(references(self.schema, name)))
-            found = count_true(self.db, "temp.root_" + name, tests)
-            self.counts[name] = (found.pop("filled", 0), found.pop("corrected", 0))
-            self.before.update(found)
-            lost = {"%s.%s" % (name, column): quote(column) + " IS NOT NULL"
-                    for column, parent in ROOT_SOURCES.get(name, []) + OTHER_REFERENCES.get(name, [])
-                    if parent in TABLES and parent not in self.schema and self.schema[name].has(column)}
-            if lost:  # to a table that is yet to be created
-                self.before.update(count_true(self.db, "main." + self.schema[name].quoted, lost))
-        self.before.update({name: one[0] for name, one in other_violations(self.db, self.schema).items()})
-        self.report["references_to_missing_rows"] = dict(self.before)  # for the log of phases that do not audit
-        self.rows = {name: self.db.value("SELECT count(*) FROM main." + table.quoted)
-                     for name, table in self.schema.items() if name in TABLES}
-
-    def to_recreate(self) -> List[str]:
-        """The tables whose text must change; metric_values with its split_definitions, so that
-        it stays the newer of the two (see TABLES)."""
-        if "constraints" not in self.options.phases:
-            return []
-        found = {name for name, table in self.schema.items() if name in TABLES and (
-            edit_table(name, table, self.options.skip_constraint) is not None
-            or any("CURRENT_TIMESTAMP" in TABLES[name][column] for column in self.missing[name])
-            or any(check not in self.options.skip_constraint and owner == name and not table.has(*columns)
-                   for check, (owner, _, columns) in CHECKS.items()))}
-        if "split_definitions" in found or "split_definitions" not in self.schema:
-            found.add("metric_values")
-        return [name for name in TABLES if name in found and name in self.schema]
-
-    def check_preconditions(self) -> None:
-        """Raise Stop for --phases that leave out what the chosen ones need."""
-        phases = self.options.phases
-        lacking = [name for name, columns in self.missing.items() if columns]
-        if lacking and "columns" not in phases:
-            raise Stop("--phases %s: columns are missing in %s" % (",".join(phases), ", ".join(lacking)), 2,
-                       "add columns to --phases")
-        if "backfill" not in phases and "constraints" in phases and any(sum(c) for c in self.counts.values()):
-            raise Stop("--phases %s: rows have no right root_id yet" % ",".join(phases), 2, "add backfill to --phases")
-
-    def check_names(self) -> None:
-        """Raise Stop where something else has a name that the migration needs."""
-        triggers, migrated = self.to_trigger(), read_table(self.db, "migration_log")
-        owners = {("trigger", one.name): one.table.lower() for one in wanted_triggers(self.db, self.schema).values()}
-        owners.update({("index", name): on.partition(" ")[0] for name, on in INDEXES.items()})
-        owners.update({("index", name): table for name, (table, _) in UNIQUE_NAMES.items()})
-        for kind, name, table in self.db.all("SELECT type, name, tbl_name FROM main.sqlite_master"):
-            owner = owners.get(("trigger" if kind == "trigger" else "index", name.lower()), table.lower())
-            ours = OWN_TABLES.get(name.lower()) if kind != "trigger" else None
-            found = read_table(self.db, name) if ours and kind == "table" else None
-            not_ours = kind == "trigger" and name.lower() in triggers and not migrated
-            if table.lower() != owner or not_ours or (ours and (not found or list(found.columns) != list(ours))):
-                raise Stop("the %s %s%s has a name that the migration needs" % (
-                    kind, name, " of %s" % table if table != name else ""), advice="rename it")
-
-    def check_texts(self) -> None:
-        """Raise Stop where a statement that is to be run again can't be: sqlite3 takes UTF-8 alone."""
-        for kind, name, table, sql in self.db.all("SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master"):
-            if not is_utf8(name + (sql or "")) and (table in self.edited or (kind == "trigger" and table in TABLES)):
-                raise Stop("the CREATE statement of the %s %s holds bytes that are not UTF-8, perhaps in a comment" % (
-                    kind, name), advice="write it anew in UTF-8")
-
-    def check_quotes(self) -> None:
-        """Raise Stop where a string in double quotes would become a new column; `rebuild` mends what it recreates."""
-        added = {column for columns in self.missing.values() for column in columns}
-        for kind, name, owner, sql in self.db.all("SELECT type, name, lower(tbl_name), sql FROM main.sqlite_master "
-                                                  "WHERE type IN ('table', 'index', 'view', 'trigger') AND sql > ''"):
-            if kind in ("table", "index"):
-                strings = strings_like(sql, self.missing.get(owner, [])) if owner not in self.edited else []
-            else:
-                strings = [token for token in tokenize(sql) if token.text[0] == '"' and lower(token.name) in added
-                           and is_utf8(sql) and is_string_there(self.db, sql, owner, token)]
-            if strings:
-                raise Stop("the %s %s says %s for a text, and the migration adds a column of that name" % (
-                    kind, name, strings[0].text), advice="write it in single quotes")
-
-    def check_spellings(self) -> None:
-        """Raise Stop where a STRING column holds an id as a number that others refer to in another spelling."""
-        for table, column, parent in [(self.schema[name], column, parent) for name in TABLES if name in self.schema
-                                      for column, parent in references(self.schema, name)]:
-            if (is_string(parent.columns["id"].type) and not is_string(table.columns[column].type) and self.db.all(
-                    "SELECT 1 FROM main.{0} c JOIN main.{1} p ON p.id = c.{2} WHERE typeof(p.id) <> 'text' AND "
-                    "c.{2} IS NOT {3} LIMIT 1".format(table.quoted, parent.quoted, quote(column), as_text("p.id")))):
-                raise Stop("%s.id is a STRING that has made numbers of ids, which %s.%s spells otherwise"
-                           % (parent.name, table.name, column), advice="make it VARCHAR, with the ids so spelled")
-
-    def to_index(self) -> Dict[str, str]:
-        """CREATE statements of the wanted indexes that aren't there in that form, by name."""
-        return self.differing("index", wanted_indexes(self.options))
-
-    def to_trigger(self) -> Dict[str, str]:
-        """The same for triggers; none before every row has its root."""
-        if "backfill" not in self.options.phases and any(sum(c) for c in self.counts.values()):
-            return {}
-        wanted = wanted_triggers(self.db, self.schema)
-        return self.differing("trigger", {name: one.sql for name, one in wanted.items()})
-
-    def differing(self, kind: str, wanted: Dict[str, str]) -> Dict[str, str]:
-        stored = dict(self.db.all("SELECT lower(name), sql FROM main.sqlite_master WHERE type = '%s'" % kind))
-        return {name: sql for name, sql in wanted.items() if not same_sql(stored.get(name), sql)}
-
-    def nothing_to_do(self) -> bool:
-        return not (any(self.missing.values()) or self.edited or any(map(sum, self.to_backfill().values()))
-                    or self.findings or self.to_index() or self.to_trigger())
-
-    def to_backfill(self) -> Dict[str, Tuple[int, int]]:
-        """How many roots the run fills and corrects, by table."""
-        return self.counts if "backfill" in self.options.phases else {}
+def verify(run: Run) -> str:
+    """[5/5] Look at every promise of the run afresh; raises Stop for a fault."""
+    faults = [*schema_faults(run.db, run.options, OUT.report["not_compiling"])]
+    if not faults:
+        faults = [*audit(run.db), *run_faults(run)]
+    check_sound(run.db, "integrity_check" if faults else "quick_check")
+    if faults:
+        raise Stop("verification found a fault: " + "; ".join(faults[:5]), 1,
+                   "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
+    return note_references(run.db)
 
 
-def is_string_there(db: Database, sql: str, owner: str, token: Token) -> bool:
-    """Whether a token in double quotes of a view or trigger is a string: in brackets it would be no column."""
-    bracketed = "%s[%s]%s" % (sql[:token.start], token.name, sql[token.end:])
-    return "no such column: " + token.name in compile_error(db, bracketed, owner) and not compile_error(db, sql, owner)
+def schema_faults(db: Database, options: argparse.Namespace,
+                  not_compiling_before: dict[str, str]) -> Iterator[str]:
+    """What the schema lacks of the target; what compiled before and does no more."""
+    run = compare(db, options)
+    yield from run.differences
+    for statement, why in not_compiling(db).items():
+        # Our triggers fire those of other tables: what was broken there is so in more statements.
+        if statement not in not_compiling_before and (
+                statement.startswith("SELECT") or why not in not_compiling_before.values()):
+            yield f"{statement} does not compile any more: {why}"
+    if not run.differences:
+        yield from filter(None, (compile_error(db, query) for query in SCOPED_QUERIES))
+    OUT.report["checks"] = [
+        name for table in run.schema.values() for name, expression
+        in declared_checks(table.sql).items() if ALL_CHECKS.get(name, ("", ""))[1] == expression]
 
 
-def compile_error(db: Database, sql: str, owner: str) -> str:
-    """What SQLite says of the text of a view, or of a trigger on `owner` when it fires; '' if nothing."""
-    tokens = tokenize(sql)
+def run_faults(run: Run) -> Iterator[str]:
+    """What the run has changed that it must not."""
+    after = row_counts(run.db)
+    for name, rows in run.before["rows"].items():
+        rows += run.recovers and name.lower() == "goals"
+        if after.get(name) != rows and not name.startswith("sqlite_"):
+            yield f"{name} has {after.get(name)} rows, not {rows}"
+    for name in TABLES:
+        for root in lost_roots(run.db, name) - run.before["lost_roots"]:
+            yield f"{name}: root_id {root!r} names a goal that no root_id named before"
+    for table, rowid, parent in violations(run) - run.before["violations"]:
+        yield f"{table}: the row of rowid {rowid} refers to no row of {parent} any more"
+
+
+def row_counts(db: Database) -> dict[str, int]:
+    """The number of rows of every table, by its name."""
+    return {name: db.value(f"SELECT count(*) FROM main.{quote(name)}") for name in db.column(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0")}
+
+
+def lost_roots(db: Database, name: str) -> set[str]:
+    """The roots that rows of a table name and that are no goals."""
+    return {*db.column(f"SELECT root_id FROM {name} WHERE root_id <> '' "
+                       "EXCEPT SELECT id FROM goals")}
+
+
+def violations(run: Run) -> set[Any]:
+    """The rows that violate a foreign key but those to goals, where names are to be repaired."""
+    with contextlib.suppress(sqlite3.OperationalError):  # a mismatch: not even SQLite can tell
+        if run.renames:
+            return {row[:3] for row in run.db.rows("PRAGMA foreign_key_check")
+                    if row[2].lower() != "goals"}
+    return set()
+
+
+def compile_error(db: Database, sql: str) -> str:
+    """What SQLite says of a statement when it compiles it; "" if nothing."""
     try:
-        if tokens[1].word == "VIEW":
-            statements = [sql[next(token.end for token in tokens if token.word == "AS"):]]
-        else:
-            start = next(token.start for token in tokens[2:] if token.word in (
-                "BEFORE", "AFTER", "INSTEAD", "INSERT", "UPDATE", "DELETE"))
-            db.all("CREATE TEMP TRIGGER text_to_check " + sql[start:])
-            statements = list(statements_on(db, owner, True).values())
-        return next(filter(None, (statement_error(db, statement) for statement in statements)), "")
-    except sqlite3.OperationalError as error:
-        return str(error)
-    finally:
-        db.all("DROP TRIGGER IF EXISTS temp.text_to_check")
-
-
-def statement_error(db: Database, sql: str) -> str:
-    """What SQLite says of a statement when it compiles it; '' if nothing, or that a view takes no such statement."""
-    try:
-        db.all("EXPLAIN " + sql)
+        db.execute(f"EXPLAIN {sql}")
     except sqlite3.OperationalError as error:
         return "" if str(error).startswith("cannot modify") else str(error)
     return ""
 
 
-def wanted_indexes(options: argparse.Namespace) -> Dict[str, str]:
-    """CREATE statements of the indexes that the chosen phases make, by name."""
+def not_compiling(db: Database) -> dict[str, str]:
+    """The statements on views, and on tables with their triggers, that SQLite can't compile."""
     found = {}
-    if "indexes" in options.phases:
-        found.update({name: "CREATE INDEX %s ON %s" % (name, on) for name, on in INDEXES.items()})
-    if "constraints" in options.phases:
-        found.update({name: "CREATE UNIQUE INDEX %s ON %s (%s) WHERE deleted_at IS NULL" % (name, table, ", ".join(on))
-                      for name, (table, on) in UNIQUE_NAMES.items() if name not in options.skip_constraint})
+    for name in db.column("SELECT name FROM sqlite_master WHERE type = 'view' OR "
+                          "type = 'table' AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"):
+        table, columns = f"main.{quote(name)}", ["rowid"]
+        with contextlib.suppress(sqlite3.OperationalError):
+            columns = [quote(row[1]) for row in db.rows(f"PRAGMA table_info({quote(name)})")]
+        for sql in (f"SELECT * FROM {table}", f"INSERT INTO {table} DEFAULT VALUES",
+                    f"DELETE FROM {table}",
+                    f"UPDATE {table} SET {', '.join(f'{column} = {column}' for column in columns)}"):
+            error = compile_error(db, sql)
+            if error:
+                found[f"{sql.split()[0]} {name}"] = error
     return found
 
 
-def add_columns(run: Run) -> Dict[str, Any]:
-    """[1/5] Create missing tables and add missing columns."""
-    created, added = [], {}
-    for name, columns in run.missing.items():
-        table = run.schema.get(name)
-        if not table:
-            checks = ["CONSTRAINT %s CHECK (%s)" % (check, expression)
-                      for check, (owner, expression, _) in CHECKS.items()
-                      if owner == name and check not in run.options.skip_constraint]
-            run.db.run(table_text(name, TABLES[name], checks))
-            created.append(name)
-            run.out.line("  created   %s" % name)
-        elif columns:
-            added[name] = columns
-            for column in columns:
-                run.db.run("ALTER TABLE main.%s ADD COLUMN %s" % (table.quoted, declaration(name, column, table)))
-            run.out.line("  %-21s + %s" % (name, ", ".join(columns)))
-    run.schema = read_schema(run.db)
-    return {"tables": created, "columns": added}
+def note_references(db: Database) -> str:
+    """Count, by column, the references to missing rows and the rows that link two fractals, into
+    the report. They are no faults: an app without foreign keys makes them daily."""
+    lost, crossing = OUT.report["references_to_missing_rows"], OUT.report["crossing_fractals"]
+    if read_table(db, "migration_quarantine"):
+        OUT.report["quarantined_by_version_1"] = db.value("SELECT count(*) FROM migration_quarantine")
+    joins = {}
+    if "practice_session_goals" in read_schema(db):
+        joins["practice_session_goals"] = (
+            "goals c JOIN practice_session_goals k ON k.practice_session_id = c.id "
+            "JOIN goals p ON p.id = k.short_term_goal_id")
+    for name, column, parent in REFERENCES:
+        rows = db.value(f"""
+            SELECT total(n) FROM (SELECT {column} AS id, count(*) AS n FROM {name}
+                                  WHERE {column} <> '' GROUP BY 1) k
+            WHERE NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = k.id)""")
+        lost.update({f"{name}.{column}": int(rows)} if rows else {})
+        if column != "root_id" and (column, parent) not in PARENTS.get(name, []) and db.rows(f"""
+                SELECT 1 FROM (SELECT DISTINCT root_id, {column} AS id FROM {name}
+                               WHERE {column} <> '') k
+                JOIN {parent} p ON p.id = k.id WHERE p.root_id <> k.root_id"""):
+            joins[f"{name}.{column}"] = f"{name} c JOIN {parent} p ON p.id = c.{column}"
+    for where, joined in joins.items():
+        query = f"SELECT c.id FROM {joined} WHERE p.root_id <> c.root_id"
+        ids = db.column(query)
+        if ids:
+            crossing[where] = {"count": len(ids), "ids": ids[:20], "query": query}
+    if lost or crossing:
+        OUT.say(f"  {count(sum(lost.values()), 'reference')} to missing rows, "
+                f"{count(sum(one['count'] for one in crossing.values()), 'row')} of two fractals")
+    return "schema, roots, rows, integrity are right"
 
 
-def table_text(name: str, columns: Dict[str, str], checks: Sequence[str] = ()) -> str:
-    lines = [("%s %s" % (quote(column), kind)).rstrip() for column, kind in columns.items()] + list(checks)
-    return "CREATE TABLE IF NOT EXISTS main.%s (\n    %s\n)" % (quote(name), ",\n    ".join(lines))
+PHASES = [("Add columns", add_columns), ("Backfill root_id", backfill),
+          ("Recreate tables", recreate_tables), ("Create indexes", create_indexes),
+          ("Verify", verify)]
 
 
-def backfill(run: Run) -> Dict[str, Any]:
-    """[2/5] Give rows their root: here, or on the way into a table that is recreated anyway."""
-    for name, (filled, corrected) in run.counts.items():
-        if filled or corrected:
-            if name not in run.edited:
-                update_roots(run.db, name, run.schema[name])
-            run.out.line("  {:21} {:9,} backfilled {:7,} corrected".format(name, filled, corrected))
-    return {name: {"backfilled": filled, "corrected": corrected, "corrections": corrections(run, name)}
-            for name, (filled, corrected) in run.counts.items()}
+# ---------------------------------------------------------------------------------------
+# 7. Files: copies, backup, restore. While this process has a connection to a file, it opens
+#    that file by no other way: closing any descriptor would drop SQLite's locks
+#    (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled).
+# ---------------------------------------------------------------------------------------
+
+SNAPSHOT, PARTIAL = "fractal-goals-", ".partial-"  # so is named what a killed run leaves
 
 
-def corrections(run: Run, name: str) -> List[Dict[str, Any]]:
-    """The stored roots of a table that were wrong, at most a thousand of them, and the right ones."""
-    if not run.counts[name][1]:
-        return []
-    return [{"id": as_json(row[0]), "before": as_json(row[1]), "after": as_json(row[2])} for row in run.db.all(
-        "SELECT c.id, r.stored, r.root FROM temp.root_{0} r JOIN main.{1} c ON c.{2} = r.key "
-        "WHERE r.stored <> '' AND r.stored <> r.root LIMIT 1000".format(
-            name, run.schema[name].quoted, run.schema[name].key))]
-
-
-def update_roots(db: Database, name: str, table: Table) -> None:
-    """Give the rows of a table their root."""
-    with triggers_put_aside(db, table):
-        db.run("UPDATE main.{0} SET root_id = (SELECT r.root FROM temp.root_{1} r WHERE r.key = {0}.{2}) "
-               "WHERE {2} IN (SELECT key FROM temp.root_{1} WHERE stored IS NOT root AND root IS NOT NULL)"
-               .format(table.quoted, name, table.key))
-
-
-def recreate_tables(run: Run) -> Dict[str, Any]:
-    """[3/5] Rebuild each table whose text changes; its rows are copied and proven equal."""
-    done = {}
-    for name in run.edited:
-        table = run.schema[name]
-        table = table._replace(sql=requoted(table.sql, run.missing[name]))
-        text = edit_table(name, table, run.options.skip_constraint)
-        done[name] = rebuild(run, name, table, text or table.sql[parse_table(table.sql).name_end:])
-        run.out.line("  %-21s %9s rows copied and proven" % (name, "{:,}".format(done[name])))
-    run.schema = read_schema(run.db)
-    return {"tables": done}
-
-
-def rebuild(run: Run, name: str, table: Table, text: str) -> int:
-    """Put a table with the new text in place of the old one (https://sqlite.org/lang_altertable.html, section 7).
-
-    With legacy_alter_table on and foreign_keys off the rename touches neither views nor the
-    references of other tables. Its own indexes and triggers go with the old table and are
-    created again from their texts. Returns the number of rows; raises Stop if one differs.
-    """
-    db, old = run.db, table.quoted
-    taken = {row[0].lower() for row in db.all("SELECT name FROM main.sqlite_master")}
-    new_name = "new_" + table.name
-    while new_name.lower() in taken:
-        new_name += "_"
-    new = quote(new_name)
-    ours = {*wanted_indexes(run.options), *wanted_triggers(db, run.schema)}
-    kept = [requoted(sql, run.missing[name]) if kind == "index" else sql for kind, own_name, sql in db.all(
-        "SELECT type, name, sql FROM main.sqlite_master WHERE type IN ('index', 'trigger') AND sql IS NOT NULL "
-        "AND lower(tbl_name) = %s ORDER BY rowid" % literal(table.name.lower())) if own_name.lower() not in ours]
-    sequence = (db.all("SELECT seq FROM main.sqlite_sequence WHERE name = " + literal(table.name))
-                if "sqlite_sequence" in taken else [])
-    db.run("CREATE TABLE main.%s%s" % (new, unqualified(text, table.name)))
-    rows = copy_rows(run, name, table, old, new)
-    db.run("DROP TABLE main." + old)
-    db.run("ALTER TABLE main.%s RENAME TO %s" % (new, old))
-    for seq, in sequence[:1]:
-        db.run("DELETE FROM main.sqlite_sequence WHERE name = " + literal(table.name))
-        db.run("INSERT INTO main.sqlite_sequence (name, seq) VALUES (%s, %s)" % (literal(table.name), literal(seq)))
-    for sql in kept:
-        db.run(sql)
-    return rows
-
-
-def unqualified(text: str, name: str) -> str:
-    """A table's text without its own name before its columns, which a CHECK may say and a new name would belie."""
-    tokens = tokenize(text)
-    for at in reversed(range(len(tokens) - 2)):
-        owner, dot, column = tokens[at:at + 3]
-        if dot.text == "." and not owner.text[0].isdigit() and lower(owner.name) == lower(name):
-            schema = at > 1 and tokens[at - 1].text == "."
-            text = text[:tokens[at - 2 * schema].start] + quote(column.name) + text[column.end:]
-    return text
-
-
-def copy_rows(run: Run, name: str, table: Table, old: str, new: str) -> int:
-    """Copy and prove a table in ranges of its key, each proven while it is in the cache."""
-    db, key = run.db, table.key
-    columns = [c for c in table.columns.values() if not c.generated]
-    values = {c.name: "r.root" if c.name.lower() == "root_id"
-              else table.text("o", c.name) if is_string(c.type) or c.boolean
-              else "o." + quote(c.name) for c in columns}
-    names = ([key] if table.rowid else []) + [quote(c) for c in values]
-    source = "FROM main.%s o LEFT JOIN temp.root_%s r ON r.key = o.%s" % (old, name, key)
-    tests = ["n.%s IS NOT %s COLLATE BINARY" % (quote(c), value) for c, value in values.items()]
-    # In brackets by the hundred: an expression may be 1,000 deep (https://sqlite.org/limits.html).
-    differs = " OR ".join("(%s)" % " OR ".join(tests[at:at + 100]) for at in range(0, len(tests), 100))
-    copied = 0
-    for where in key_ranges(db, table, old):
-        # FAIL, that no conflict clause of the table may drop a row in silence; unlike ABORT it keeps
-        # no journal of the statement, and what fails here is rolled back as a whole.
-        copied += db.run("INSERT OR FAIL INTO main.%s (%s) SELECT %s %s WHERE %s" % (
-            new, ", ".join(names), ", ".join((["o." + key] if table.rowid else []) + list(values.values())),
-            source, where))
-        lost = db.value("SELECT count(*) %s LEFT JOIN main.%s n ON n.%s = o.%s WHERE %s AND (n.%s IS NULL OR %s)" % (
-            source, new, key, key, where, key, differs))
-        if lost:
-            raise Stop("the copy of %s differs from the original in %d rows" % (table.name, lost),
-                       advice="please report this with the output of -v")
-        run.out.progress("  %s" % name, copied, run.rows[name])
-    if copied != run.rows[name]:
-        raise Stop("the copy of %s has %d rows instead of %d" % (table.name, copied, run.rows[name]),
-                   advice="please report this")
-    return copied
-
-
-def key_ranges(db: Database, table: Table, old: str) -> Iterator[str]:
-    """WHERE clauses that cut a table into ranges of CHUNK_ROWS rows, however sparse its rowids."""
-    if not table.rowid:
-        yield "1"
-        return
-    first = db.value("SELECT min(%s) FROM main.%s" % (table.key, old))
-    while first is not None:
-        after = db.value("SELECT (SELECT {0} FROM main.{1} WHERE {0} >= {2} ORDER BY {0} LIMIT 1 OFFSET {3})".format(
-            table.key, old, first, CHUNK_ROWS))
-        yield "o.%s >= %d" % (table.key, first) + ("" if after is None else " AND o.%s < %d" % (table.key, after))
-        first = after
-
-
-def create_indexes(run: Run) -> Dict[str, Any]:
-    """[4/5] Create or replace indexes and triggers, then refresh the planner's statistics."""
-    db = run.db
-    db.all("PRAGMA main.cache_size = -%d" % SORT_KIB)
-    wanted = run.to_index()
-    for at, (name, sql) in enumerate(wanted.items()):
-        run.out.progress("  indexes", at, len(wanted), "")
-        db.run("DROP INDEX IF EXISTS main." + quote(name))
-        db.run(sql)
-    db.all("PRAGMA main.cache_size = -%d" % CACHE_KIB)
-    triggers = run.to_trigger()
-    # SQLite fires the newest trigger first. What others do on an insert must come before the
-    # UPDATE by which ours fills the root, or they would see the update of a row they don't know.
-    ours = wanted_triggers(db, run.schema)
-    others = {name: sql for name, sql, table in db.all(
-        "SELECT name, sql, lower(tbl_name) FROM main.sqlite_master WHERE type = 'trigger' ORDER BY rowid")
-        if name.lower() not in ours and table in run.schema and triggers}
-    for name in [*others, *triggers]:
-        db.run("DROP TRIGGER IF EXISTS main." + quote(name))
-    for sql in [*triggers.values(), *others.values()]:
-        db.run(sql)
-    db.run("PRAGMA analysis_limit = 1000")
-    for name, table in run.schema.items():
-        if name in TABLES:
-            db.run("ANALYZE main." + table.quoted)
-    run.out.line("  %d indexes and %d triggers created" % (len(wanted), len(triggers)))
-    return {"indexes": list(wanted), "replaced": run.replaced, "triggers": list(triggers)}
-
-
-# --------------------------------------------------------------------------
-# 8. Verification
-# --------------------------------------------------------------------------
-
-Fault = Tuple[str, str]  # its kind ("wrong", "missing" or "crossing") and where it is
-
-
-def row_faults(schema: Dict[str, Table], name: str) -> Tuple[str, Dict[Fault, str]]:
-    """What follows FROM, and SQL that is true for a row `c` with a fault: "wrong", its root_id is not what its
-    parents say; "missing", the column names a row that does not exist; "crossing", a row of another fractal.
-
-    A derivation apart from `derive`: this joins each row with its parents' stored roots, that one walks from the top.
-    """
-    parents = references(schema, name)
-    source = "main.%s c" % schema[name].quoted + "".join(
-        " LEFT JOIN main.%s p%d ON p%d.id = c.%s" % (parent.quoted, at, at, quote(column))
-        for at, (column, parent) in enumerate(parents))
-    roots = ["NULLIF(p%d.root_id, '')" % at for at in range(len(sources(schema, name)))] + ["c.root_id", "NULL"]
-    wrong = goal_fault(schema) if name == "goals" else "c.root_id IS NOT COALESCE(%s)" % ", ".join(roots)
-    faults = {("wrong", name): "COALESCE(c.root_id, '') = '' OR " + wrong}
-    for at, (column, _) in enumerate(parents):
-        where = "%s.%s" % (name, column)
-        faults["missing", where] = "c.%s IS NOT NULL AND p%d.id IS NULL" % (quote(column), at)
-        if name != "goals":
-            faults["crossing", where] = "p%d.root_id <> c.root_id" % at
-    return source, faults
-
-
-def goal_fault(schema: Dict[str, Table]) -> str:
-    """SQL that is true for a goal `c`, its parent being `p0`, whose root_id breaks the rules of DESIGN.md section 4."""
-    links = link_columns(schema)
-    roots = ("SELECT g.root_id FROM main.{0} k JOIN main.goals g ON g.id = k.{2} WHERE k.{1} = c.id".format(*links)
-             if links else "SELECT 0 WHERE 0")
-    return """CASE WHEN p0.id IS NOT NULL THEN c.root_id IS NOT p0.root_id
-                   WHEN c.type = '{0}' AND c.parent_id IS NULL THEN EXISTS ({1}) AND c.root_id NOT IN ({1})
-                   ELSE c.root_id IS NOT c.id END""".format(SESSION, roots)
-
-
-def other_violations(db: Database, schema: Dict[str, Table]) -> Dict[str, Tuple[int, List[Any], str]]:
-    """For each table with rows that violate a foreign key of which `references` knows nothing: how many, the first
-    rowids, a statement that shows them."""
-    found = {}
-    for name, in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0"):
-        known = schema[name.lower()].parents if name.lower() in TABLES else {}
-        keys: Dict[int, List[Tuple[str, str]]] = {}
-        for number, _, parent, column, *_ in db.all("PRAGMA main.foreign_key_list(%s)" % quote(name)):
-            keys.setdefault(number, []).append((lower(column), lower(parent)))
-        others = [number for number, key in keys.items() if len(key) > 1 or known.get(key[0][0]) != key[0][1]]
-        check = "PRAGMA main.foreign_key_check(%s)" % quote(name)
-        with contextlib.suppress(sqlite3.OperationalError):  # foreign key mismatch: not even SQLite can tell
-            rows = [row[1] for row in db.all(check) if row[3] in others] if others else []
-            found[name] = len(rows), rows[:20], check
-    return {name: one for name, one in found.items() if one[0]}
-
-
-def audit(db: Database, schema: Dict[str, Table]) -> Dict[Fault, Tuple[int, List[Any], str]]:
-    """For each fault that rows have: how many, the ids of the first, a query for all. One pass a table without any."""
-    queries = {}
-    for name in TABLES:
-        source, faults = row_faults(schema, name)
-        anyone = " OR ".join("(%s)" % test for test in faults.values())
-        for fault in count_true(db, "%s WHERE %s" % (source, anyone), faults):
-            queries[fault] = "SELECT c.id FROM %s WHERE %s" % (source, faults[fault])
-        queries["missing", name + ".root_id"] = (
-            "SELECT c.id FROM main.{0} c WHERE c.root_id <> '' AND c.root_id IN (SELECT root_id FROM main.{0} "
-            "EXCEPT SELECT id FROM main.goals)".format(schema[name].quoted))
-    links = link_columns(schema)
-    if links:
-        queries["crossing", "practice_session_goals"] = (
-            "SELECT c.id FROM main.{0} k JOIN main.goals c ON c.id = k.{1} JOIN main.goals g ON g.id = k.{2} "
-            "WHERE c.root_id <> g.root_id".format(*links))
-    found = {fault: count_and_first(db, query) + (query,) for fault, query in queries.items()}
-    found.update({("missing", name): one for name, one in other_violations(db, schema).items()})
-    return {fault: found[fault] for fault in found if found[fault][0]}
-
-
-# What SQLite says of functions, modules and collations that only the app has.
-APP_BRINGS = "no such (function|module|collation)|unknown function"
-
-
-def damage(db: Database, check: str = "quick_check") -> str:
-    """What quick_check or integrity_check says of the file's structure; '' if nothing.
-
-    That a value breaks its column's declaration is no damage, and SQLite 3.40 says it of sound ones
-    (of tables WITHOUT ROWID, of columns that ALTER TABLE added). A table that needs what only the app brings can't
-    be checked; the others can, one by one, since SQLite 3.33.
-    """
-    try:
-        said = [row[0] for row in db.all("PRAGMA main." + check)]
-    except sqlite3.OperationalError as error:
-        if not re.search(APP_BRINGS, str(error)):
-            raise
-        if "(" in check or sqlite3.sqlite_version_info < (3, 33):
-            return ""
-        names = db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0")
-        return "; ".join(filter(None, (damage(db, "%s(%s)" % (check, quote(row[0]))) for row in names)))
-    return "; ".join([text for text in said if text != "ok" and not re.match(
-        r"(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in ", text)][:3])
-
-
-def sound(db: Database, recreated: Sequence[str]) -> str:
-    """What quick_check says, and integrity_check for the tables that no rebuild has renewed; '' if nothing.
-
-    Per table since SQLite 3.33 (https://sqlite.org/pragma.html#pragma_integrity_check).
-    """
-    names = [row[0] for row in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0 "
-                                      "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")]
-    others = [name for name in names if name.lower() not in recreated]
-    checks = ["quick_check"] + (["integrity_check(%s)" % quote(name) for name in others]
-                                if sqlite3.sqlite_version_info >= (3, 33) else ["integrity_check"] * bool(others))
-    return next(filter(None, (damage(db, check) for check in checks)), "")
-
-
-def not_compiling(db: Database) -> Dict[str, str]:
-    """Statements on views, and on tables with the triggers that they fire, that SQLite can't compile, and why."""
-    found = {}
-    for name, written in db.all(
-            "SELECT name, type = 'table' OR lower(name) IN (SELECT lower(tbl_name) FROM main.sqlite_master WHERE "
-            "type = 'trigger') FROM main.sqlite_master WHERE type = 'view' OR (type = 'table' "
-            "AND rootpage > 0 AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\')"):
-        for verb, sql in statements_on(db, name, written).items():
-            error = statement_error(db, sql)
-            if error and not re.search(APP_BRINGS, error):
-                found["%s %s" % (verb, name)] = error
-    return found
-
-
-def statements_on(db: Database, name: str, written: bool) -> Dict[str, str]:
-    """A statement of each kind on a table or view, to be compiled with the triggers that it fires."""
-    table, same = "main." + quote(name), "rowid = rowid"
-    with contextlib.suppress(sqlite3.OperationalError):  # of a view that does not compile
-        same = ", ".join("{0} = {0}".format(quote(row[1]))
-                         for row in db.all("PRAGMA main.table_xinfo(%s)" % quote(name)) if not row[6])
-    statements = {"SELECT": "SELECT * FROM " + table}
-    if written:
-        statements.update({"INSERT": "INSERT INTO %s DEFAULT VALUES" % table, "DELETE": "DELETE FROM " + table,
-                           "UPDATE": "UPDATE %s SET %s" % (table, same)})
-    return statements
-
-
-def newly_broken(db: Database, before: Dict[str, str]) -> List[str]:
-    """What compiled before and does no more; with the triggers of its table, one of which it is."""
-    found = []
-    for statement, reason in not_compiling(db).items():
-        verb, _, name = statement.partition(" ")
-        # Our triggers fire those of other tables: what was broken there is broken now in more statements.
-        if statement in before or (verb != "SELECT" and reason in before.values()):
-            continue
-        triggers = db.all("SELECT name FROM main.sqlite_master WHERE type = 'trigger' AND name NOT GLOB 'trg_*' "
-                          "AND tbl_name = %s AND %d" % (literal(name), verb != "SELECT"))
-        found.append("%s does not compile any more: %s%s" % (statement, reason, ", in one of the triggers " + ", ".join(
-            row[0] for row in triggers) if triggers else ""))
-    return found
-
-
-class Check(NamedTuple):
-    name: str
-    faults: List[str]
-    note: str
-
-
-def schema_faults(run: Run) -> Iterator[Check]:
-    """What of the target's schema is missing, by kind."""
-    schema, options, skip = run.schema, run.options, run.options.skip_constraint
-    yield Check("columns", ["%s.%s is missing" % (name, column) for name, columns in TABLES.items()
-                            for column in columns if name not in schema or not schema[name].has(column)], "")
-    if "constraints" in options.phases:
-        incomplete = [name for name in TABLES if name in schema and edit_table(name, schema[name], skip) is not None]
-        yield Check("constraints", ["%s lacks %s" % (
-            name, ", ".join(missing_checks(name, schema[name], skip)) or "a constraint or reference of its columns")
-            for name in incomplete], "left out on purpose: " + ", ".join(skip) if skip else "")
-    yield Check("indexes", ["index %s is missing or differs" % name for name in run.to_index()], "")
-    if "backfill" in options.phases:
-        broken = run.report["not_compiling_before"]
-        yield Check("triggers", ["trigger %s is missing or differs" % name for name in run.to_trigger()]
-                    + newly_broken(run.db, broken), "; ".join(map(": ".join, broken.items())))
-
-
-def verify(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> List[Check]:
-    """[5/5] Every promise of the run, looked at afresh. `before`: references to missing rows, to compare with."""
-    db, schema = run.db, run.schema
-    checks = list(schema_faults(run))
-    if "backfill" in run.options.phases and not checks[0].faults:
-        checks += row_checks(run, before, standalone)
-    if not standalone:
-        quarantined = sum(one["kind"] == "quarantined" for one in run.report["repairs"])
-        after = {name: db.value("SELECT count(*) FROM main." + schema[name].quoted) for name in run.rows}
-        checks.append(Check("rows", ["%s had %d rows and has %d" % (name, run.rows[name], count)
-                                     for name, count in after.items() if count != run.rows[name]], "counts as before"
-                            + (", less %d in migration_quarantine" % quarantined if quarantined else "")))
-    said = sound(db, [] if standalone else [run.schema[name].name.lower() for name in run.edited])
-    checks.append(Check("integrity", [said] if said else [], ""))
-    if "indexes" in run.options.phases and not any(check.faults for check in checks):
-        checks.append(query_check(db))
-    return checks
-
-
-def row_checks(run: Run, before: Optional[Dict[str, int]], standalone: bool) -> Iterator[Check]:
-    """What `audit` says of the rows: roots, references to missing rows, rows that link two fractals."""
-    found = audit(run.db, run.schema)
-    wrong = ["%s: %d rows have a wrong or empty root_id, id %s" % (where, count, ", ".join(map(repr, ids[:3])))
-             for (kind, where), (count, ids, _) in found.items() if kind == "wrong"]
-    if standalone:
-        derive(run.db, run.schema)
-        wrong += ["goals: %s are in a cycle of parent_id" % ", ".join(map(repr, finding.ids))
-                  for finding in find_cycles(run.db, run.schema)]
-    yield Check("root_id", wrong, "every one equals the derived one")
-    missing = {where: (count, query) for (kind, where), (count, _, query) in found.items() if kind == "missing"}
-    run.report["references_to_missing_rows"] = {where: count for where, (count, _) in missing.items()}
-    more = ["%s: %d rows refer to rows that no longer exist, %d more than before (%s)" % (
-            where, count, count - before.get(where, 0), query) for where, (count, query) in missing.items()
-            if before is not None and count > before.get(where, 0) and not where.endswith(".root_id")
-            and not (standalone and "." not in where)]  # the app's own tables are the app's affair
-    yield Check("references", more, "%d to rows that no longer exist, %s" % (
-        sum(count for count, _ in missing.values()),
-        "no more than before" if before is not None else "no earlier count to compare with") if missing else "")
-    crossing = {where: one for (kind, where), one in found.items() if kind == "crossing"}
-    run.report["crossing_fractals"] = {where: {"count": count, "ids": [as_json(i) for i in ids], "query": query}
-                                       for where, (count, ids, query) in crossing.items()}
-    yield Check("isolation", [], "%d rows link two fractals, listed by --report"
-                % sum(one[0] for one in crossing.values()) if crossing else "")
-
-
-def query_check(db: Database) -> Check:
-    """INDEXED BY makes a statement fail that could not use the index (https://sqlite.org/lang_indexedby.html)."""
-    faults = []
-    for name, sql in SCOPED_QUERIES.items():
-        try:
-            db.all("EXPLAIN QUERY PLAN " + sql)
-        except sqlite3.OperationalError as error:
-            faults.append("query '%s' can't use its index: %s" % (name, error))
-    return Check("queries", faults, "%d use their index" % len(SCOPED_QUERIES))
-
-
-# --------------------------------------------------------------------------
-# 9. Safety: preflight, snapshot, backup, disk space, restore
-# --------------------------------------------------------------------------
-
-def check_file(path: str, what: str = "database") -> None:
-    """Raise Stop unless `path` is a file that begins as a database does (https://sqlite.org/fileformat.html)."""
-    if not os.path.exists(path):
-        raise Stop("no such %s: %s" % (what, path), 2,
-                   "name one, or set DATABASE_PATH" if what == "database" else "name a file like goals.db.backup-...")
-    if not os.path.isfile(path):
-        raise Stop("%s is not a file" % path, 2, "name a database file")
-    with open(path, "rb") as file:
-        head = file.read(100)
-    if not head:
-        raise Stop("%s is empty" % path, 2, "name the app's own " + what)
-    if head[:16] != b"SQLite format 3\0":
-        raise Stop("%s is not an SQLite database, or it is encrypted" % path, 2, "name the app's own " + what)
-
-
-def is_wal(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(20)[18:20] == b"\2\2"
+def read_head(path: str, what: str = "database") -> bytes:
+    """The first 100 bytes of a file; raises Stop unless it begins as a database does
+    (https://sqlite.org/fileformat.html#the_database_header)."""
+    why = f"no such {what}: {path}"
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            head = file.read(100)
+        if head.startswith(b"SQLite format 3\0"):
+            return head
+        why = f"{path} is " + ("no SQLite database, or encrypted" if head else "empty")
+    elif os.path.exists(path):
+        why = f"{path} is no file"
+    raise Stop(why, 2, f"name the app's own {what}")
 
 
 def size_of(path: str) -> int:
@@ -1989,1083 +1483,746 @@ def size_of(path: str) -> int:
     return sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
 
 
-def file_size(size: float) -> str:
-    return "%.1f MiB" % (size / 2 ** 20) if size < 2 ** 30 else "%.1f GiB" % (size / 2 ** 30)
-
-
-def check_space(needs: Sequence[Tuple[str, float]]) -> str:
-    """Raise Stop where a file system has less free than the sum of its (folder, bytes); else say the numbers."""
-    by_device: Dict[int, List[Any]] = {}
-    for folder, size in needs:
-        by_device.setdefault(os.stat(folder).st_dev, [folder, 0.0])[1] += size
-    said = []
-    for folder, size in by_device.values():
-        free = shutil.disk_usage(folder).free
-        if free < size:
-            raise Stop("not enough free disk in %s: %s needed, %s free" % (folder, file_size(size), file_size(free)),
-                       advice="make room, or point --backup or TMPDIR elsewhere")
-        said.append("%s needed, %s free in %s" % (file_size(size), file_size(free), folder))
-    return "; ".join(said)
-
-
-def copy_pages(source: Database, target: sqlite3.Connection, out: "Output", label: str) -> None:
-    """Copy a database with the backup API, in steps, so that it can be interrupted.
-
-    The API starts again when another process writes in between
-    (https://sqlite.org/backup.html); after three restarts a read lock makes writers wait.
-    Raises sqlite3.OperationalError when locked for longer than the source's timeout.
-    """
-    state = {"left": 0, "restarts": 0, "deadline": time.monotonic() + source.timeout}
-
-    def progress(status: int, left: int, total: int) -> None:
-        if status == 101:  # SQLITE_DONE: the copy is committed, no signal may deny it
-            return
-        check_interrupt()
-        if status in (5, 6):  # SQLITE_BUSY, SQLITE_LOCKED
-            if time.monotonic() > state["deadline"]:
-                raise sqlite3.OperationalError("database is locked")
-            return
-        state["restarts"] += left > state["left"] > 0
-        state.update(left=left, deadline=time.monotonic() + source.timeout)
-        if state["restarts"] > 3 and not source.connection.in_transaction:
-            raise InterruptedError
-        out.progress(label, total - left, total, " pages")
-
-    try:
-        source.connection.backup(target, pages=1000, progress=progress, sleep=0.02)
-    except InterruptedError:
-        source.all("BEGIN")
-        source.all("SELECT count(*) FROM main.sqlite_master")
-        copy_pages(source, target, out, label)
-    finally:
-        if source.connection.in_transaction:
-            source.connection.execute("ROLLBACK")
-
-
-def give_new_name(path: str, name: str) -> None:
-    """Rename a file without overwriting: a link fails where the name is taken, as a rename would not."""
-    try:
-        os.link(path, name)
-    except OSError:  # the name is taken, or the file system has no hard links
-        if os.path.lexists(name):
-            raise Stop("%s exists already" % name, 2, "name a new file") from None
-        os.rename(path, name)
+def mebibytes(size: float) -> str:
+    return f"{size / 2 ** 20:,.1f} MiB"
 
 
 @contextlib.contextmanager
-def private_file(final: str, give_name: Callable[[str, str], Any] = give_new_name) -> Iterator[str]:
-    """A new 0600 file beside `final`, given that name at the end; removed if that is not reached."""
-    partial = "%s.partial-%d" % (final, os.getpid())
-    if os.path.lexists(partial):
-        raise Stop("%s exists, perhaps of a run that was killed" % partial, 2, "delete it, and run again")
+def reading(path: str, patience: float) -> Iterator[Database]:
+    """A connection that reads one state of a database, after SQLite's own recovery from a crash,
+    and leaves no file beside it."""
+    mode = "rw" if os.path.exists(path + "-journal") else "ro"
+    if read_head(path)[18:20] == b"\2\2":  # in WAL mode: as the app would open it
+        writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
+        mode = "rw" if writable or os.path.exists(path + "-wal") else "ro&immutable=1"
+    with contextlib.closing(connect(path, mode, patience)) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT count(*) FROM sqlite_master")
+        yield db
+
+
+def copy_pages(source: Database, path: str, what: str) -> None:
+    """Copy a database into a file with the backup API (https://sqlite.org/backup.html), in steps,
+    between which signals are heard. `source` is in a transaction: no writer makes it begin anew."""
+    with contextlib.closing(connect(path, "rwc")) as target:
+        source.backup(target, pages=1000, progress=copy_progress(what))
+
+
+def copy_progress(what: str) -> Callable[[int, int, int], None]:
+    def progress(status: int, left: int, total: int) -> None:
+        if status != 101:  # SQLITE_DONE: what is complete no signal may deny
+            check_interrupt()
+            OUT.progress(what, total - left, total)
+    return progress
+
+
+@contextlib.contextmanager
+def snapshot(options: argparse.Namespace) -> Iterator[str]:
+    """The path of a private copy of DATABASE, gone in the end; or of what is to be --output."""
+    import tempfile
+    with contextlib.ExitStack() as stack:
+        if options.output:
+            path = stack.enter_context(private_file(options.output, options.path))
+        else:
+            prefix = f"{SNAPSHOT}{os.getpid()}-"
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
+            path = os.path.join(folder, "snapshot.db")
+        with reading(options.path, options.timeout) as source:
+            copy_pages(source, path, "snapshot")
+        yield path
+
+
+@contextlib.contextmanager
+def private_file(final: str, like: str) -> Iterator[str]:
+    """A new file for its owner alone beside `final`, which gets that name and the owner of `like`
+    in the end, and is removed if that is not reached. Nothing is overwritten."""
+    partial = f"{final}{PARTIAL}{os.getpid()}"
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
         yield partial
-        if any(os.path.exists(partial + end) and os.path.getsize(partial + end) for end in ("-wal", "-journal")):
-            raise Stop("%s could not be completed: a part of it is still in its journal" % final,
-                       advice="look at the disk")
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        give_name(partial, final)
-        sync_folder(final)
+        with contextlib.suppress(PermissionError):  # where root runs this for the app
+            os.chown(partial, os.stat(like).st_uid, os.stat(like).st_gid)
+        sync(partial)
+        try:
+            os.link(partial, final)  # fails where the name is taken, as a rename would not
+        except FileExistsError:
+            raise Stop(f"{final} exists already", 2, "name a new file") from None
+        except OSError:              # no hard links here
+            os.rename(partial, final)
+        sync(os.path.dirname(final))
     finally:
         for end in ("", "-wal", "-shm", "-journal"):
             with contextlib.suppress(OSError):
                 os.unlink(partial + end)
 
 
-def give_to(path: str, like: os.stat_result) -> None:
-    """Give a file to the owner of another, where root runs this for the app."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.chown(path, like.st_uid, like.st_gid)
+def sync(path: str) -> None:
+    """Make a file, or the names in a folder, last through a power cut."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
-def sync_folder(path: str) -> None:
-    """Make a new name in a folder last through a power cut, where folders can be synced."""
-    with contextlib.suppress(OSError):
-        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+@contextlib.contextmanager
+def made_backup(run: Run, final: str | None) -> Iterator[Callable[[], Any]]:
+    """Back up under the run's lock, from a second connection; nothing if `final` is None.
 
-
-def snapshot(path: str, target: str, timeout: float, out: "Output") -> None:
-    """Copy the database at `path`, opened read-only, into the existing empty file `target`.
-
-    A read-only connection to a WAL database would leave -wal and -shm behind, and can't roll
-    back a journal that a crash left. Where no process has the file open (no -shm), the files
-    are copied instead, and again if they changed meanwhile.
+    Yields a function that waits for the check of the backup, which goes on in a thread, and
+    raises Stop if it is damaged. After a failure the database is what its backup is: that is
+    deleted then, or named where the disk may be at fault.
     """
-    if is_wal(path) and not os.path.exists(path + "-shm") and copy_files(path, target):
+    if final is None:
+        yield lambda: None
         return
+    from concurrent.futures import ThreadPoolExecutor
+    with private_file(final, run.options.path) as partial:
+        with contextlib.closing(connect(run.options.path, "ro", run.options.timeout)) as source:
+            source.execute("BEGIN")
+            copy_pages(source, partial, "backup")
+    OUT.report["backup"] = final
     try:
-        with Database(path, "ro", timeout) as source, contextlib.closing(sqlite3.connect(target)) as copy:
-            if is_wal(path):
-                source.all("BEGIN")
-                source.all("SELECT count(*) FROM main.sqlite_master")
-            copy_pages(source, copy, out, "  snapshot")
-    except sqlite3.OperationalError as error:
-        if not ("readonly" in str(error) or "unable to open" in str(error)) or not copy_files(path, target):
-            raise
+        with ThreadPoolExecutor(1) as thread:
+            yield thread.submit(check_backup, final, row_counts(run.db)).result
+    except BaseException as error:
+        if isinstance(error, (Stop, sqlite3.IntegrityError)) or is_locked(error):
+            os.unlink(final)
+            OUT.report["backup"] = None
+        else:
+            OUT.notes.append(f"a complete backup is left in {final}")
+        raise
 
 
-def copy_files(path: str, target: str) -> bool:
-    """Copy a database that nobody has open, with its -wal and -journal; False if it changed meanwhile."""
-    def state() -> List[Any]:
-        found = [(os.stat(path + end) if os.path.exists(path + end) else None) for end in ("", "-wal", "-journal")]
-        return [(s.st_mtime_ns, s.st_size, s.st_ino) if s else None for s in found]
-
-    before = state()
-    try:
-        for end, present in zip(("", "-wal", "-journal"), before):
-            if present:
-                check_interrupt()
-                os.close(os.open(target + end, os.O_CREAT | os.O_RDWR, 0o600))
-                shutil.copyfile(path + end, target + end)
-        with contextlib.closing(sqlite3.connect(target)) as copied:  # recovers what a crash left
-            copied.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    except (FileNotFoundError, sqlite3.DatabaseError):
-        if before == state():
-            raise
-    if before == state():
-        return True
-    for end in ("-wal", "-shm", "-journal"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(target + end)
-    os.truncate(target, 0)
-    return False
+def check_backup(path: str, rows: dict[str, int]) -> None:
+    """Raise Stop if a backup is damaged or has not these numbers of rows."""
+    with contextlib.closing(connect(path, "ro&immutable=1")) as db:
+        db.set_progress_handler(lambda: bool(SIGNALS), 10_000)
+        said = damage(db) or ("" if row_counts(db) == rows else "rows are missing")
+    if said:
+        raise Stop(f"the backup is damaged, and so may the database be: {said}", 1, RESTORE)
 
 
-@contextlib.contextmanager
-def private_snapshot(path: str, timeout: float, out: "Output") -> Iterator[str]:
-    """The path of a snapshot in a folder of its own, both gone in the end."""
-    with tempfile.TemporaryDirectory(prefix="fractal-goals-") as folder:
-        copy = os.path.join(folder, "snapshot.db")
-        snapshot(path, copy, timeout, out)
-        yield copy
+def check_space(*needs: tuple[str, int]) -> str:
+    """Raise Stop where a file system has less free than the (folder, bytes) need; else say it."""
+    import shutil
+    said = []
+    for device in {os.stat(folder).st_dev for folder, _ in needs}:
+        here = [(folder, size) for folder, size in needs if os.stat(folder).st_dev == device]
+        need, free = sum(size for _, size in here), shutil.disk_usage(here[0][0]).free
+        said.append(f"{mebibytes(need)} needed, {mebibytes(free)} free in {here[0][0]}")
+        if free < need:
+            raise Stop(f"not enough free disk: {said[-1]}", 1, "make room there")
+    return "; ".join(said)
 
 
-@contextlib.contextmanager
-def reading(path: str, options: argparse.Namespace, out: "Output") -> Iterator[Database]:
-    """A connection that reads a database in one state and leaves no file beside it.
-
-    Of one in WAL mode that nobody has open, and where a crash, or a copy made by hand while in use, left a -wal
-    or -journal, it reads a snapshot, with the recovery that SQLite would make.
-    """
-    alone = not os.path.exists(path + "-shm")
-    with contextlib.ExitStack() as stack:
-        mode = "ro"
-        if os.path.exists(path + "-journal") or (alone and (is_wal(path) or os.path.exists(path + "-wal"))):
-            path, mode = stack.enter_context(private_snapshot(path, options.timeout, out)), "rw"
-        db = stack.enter_context(Database(path, mode, options.timeout, out))
-        db.all("BEGIN")
-        yield db
-
-
-def row_counts(db: Database) -> Dict[str, int]:
-    """Rows of every ordinary table, by name."""
-    names = [row[0] for row in db.all("SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0")]
-    return {name: db.value("SELECT count(*) FROM main." + quote(name)) for name in names}
-
-
-def copy_checked(source: Database, target: str, out: "Output", label: str) -> None:
-    """Copy a database into a file, and look at the copy."""
-    with contextlib.closing(sqlite3.connect(target)) as copy:
-        copy_pages(source, copy, out, label)
-    with Database(target) as copied:
-        check_equal(copied, source)
-
-
-def check_equal(copy: Database, source: Database) -> None:
-    if damage(copy) or row_counts(copy) != row_counts(source):
-        raise Stop("%s does not equal %s" % (copy.path, source.path), advice="look at the disk and run again")
-
-
-def make_backup(db: Database, final: str, out: "Output") -> None:
-    """Back up `db` under its own write lock, from a second connection, and check the copy before it gets its name."""
-    with private_file(final) as partial, Database(db.path, "ro", db.timeout) as source:
-        copy_checked(source, partial, out, "  backup")
-        give_to(partial, os.stat(db.path))
+def check_live_run(options: argparse.Namespace, backup: str | None) -> str:
+    """Raise Stop where a live run could not write what it must; else say the disk it needs."""
+    import tempfile
+    folder, size = os.path.dirname(options.path), size_of(options.path)
+    for place in (options.path, folder):
+        if not os.access(place, os.W_OK):
+            raise Stop(f"no permission to write {place}", 1, "run this as the app's own user")
+    return check_space((folder, 3 * size), (tempfile.gettempdir(), size),
+                       (os.path.dirname(backup or options.path), size if backup else 0))
 
 
 def free_name(path: str, word: str) -> str:
     """`path` with a word and the time in UTC; a name that no file has."""
-    name = "%s.%s-%s" % (path, word, datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ"))
-    names = [name] + ["%s-%d" % (name, number) for number in range(2, 100)]
-    return next((n for n in names if not os.path.lexists(n)), name)
+    name = f"{path}.{word}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    names = [name, *(f"{name}-{number}" for number in range(2, 100))]
+    return next(free for free in names if not os.path.lexists(free))
 
 
-def restore(options: argparse.Namespace, out: "Output", report: Dict[str, Any]) -> int:
-    """Put a backup in place of DATABASE under an exclusive lock; what is there now is kept aside."""
+def restore(options: argparse.Namespace) -> None:
+    """Put a backup in place of DATABASE; what is there now is kept aside."""
     path, backup = options.path, options.restore
-    check_file(backup, "backup")
-    if os.path.exists(path) and os.path.samefile(path, backup):
-        raise Stop("the backup and the database are one file", 2, "name the backup")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise Stop("%s is not a file" % path, 2, "name a database file")
-    with reading(backup, options, out) as source:
-        try:
-            said = damage(source)
-        except sqlite3.DatabaseError as error:
-            if is_locked(error) or SIGNALS:
-                raise
-            said = str(error)
-        if said:
-            raise Stop("%s is damaged: %s" % (backup, said), advice="choose another backup")
-        read_schema(source)
-        usable = os.path.exists(path) and readable(path, options.timeout)
-        out.line("Restore %s (%s, %d goals) in place of %s (%s)" % (
-            backup, file_size(size_of(backup)), source.value("SELECT count(*) FROM goals"), path,
-            file_size(size_of(path)) if os.path.exists(path) else "which does not exist and will be created"))
-        confirm(options, out, "restore", path)
-        aside = free_name(path, "replaced")
-        report.update(backup=os.path.abspath(backup))
-        (replace_content if usable else put_in_place)(source, path, aside, out)
-    if os.path.exists(aside):
-        report.update(kept_aside=aside)
-        out.line("The content before is kept in %s" % aside)
-    out.write("Done: %s is as %s was." % (path, backup))
-    return 0
-
-
-def readable(path: str, timeout: float) -> bool:
-    """Whether SQLite can read the file at all. Raises sqlite3.OperationalError if it is locked or can't be opened."""
+    read_head(backup, "backup")
+    there = os.path.exists(path)
+    if there and (os.path.samefile(path, backup) or not os.path.isfile(path)):
+        raise Stop(f"{path} is the backup itself, or no file", 2, "name database and backup")
+    for end in ("-wal", "-journal"):
+        if os.path.exists(path + end) and not (there and os.path.getsize(path)):
+            raise Stop(f"{path}{end} lies there without its database", 1, "move it away, and run again")
     try:
-        with Database(path, "rw", timeout) as db:
-            return bool(db.all("SELECT count(*) FROM main.sqlite_master"))
+        with reading(backup, options.timeout) as source:
+            said, ours = damage(source), read_table(source, "goals")
     except sqlite3.DatabaseError as error:
-        if is_locked(error) or "unable to open" in str(error) or "readonly" in str(error):
-            raise
-        return False
+        said, ours = str(error), None
+    if said or not ours:
+        raise Stop(f"{backup} is " + (f"damaged: {said}" if said else "no Fractal Goals database"),
+                   1 if said else 2, "choose another backup")
+    with reading(backup, options.timeout) as source:
+        say_what_is_lost(source, options)
+        confirm(options, "restore")
+        if there:
+            put_back(source, options)
+        else:
+            with private_file(path, os.path.dirname(path)) as partial:
+                copy_pages(source, partial, "restore")
+        rows = row_counts(source)
+    with reading(path, options.timeout) as restored:
+        if damage(restored) or row_counts(restored) != rows:
+            raise Stop(f"{path} does not equal {backup}", 1, "look at the disk, and restore again")
+    OUT.report["status"] = "done"
+    OUT.say(f"Done: {path} is as {backup} was.", always=True)
 
 
-@contextlib.contextmanager
-def file_lock(path: str) -> Iterator[None]:
-    """Hold the lock of a process that writes `path`, where SQLite itself can't read the file. Not for Windows.
-
-    Raises sqlite3.OperationalError where another process has it open in WAL mode, reads or writes. The bytes are
-    those of https://sqlite.org/fileformat.html#the_lock_byte_page; Windows renames no file that is open.
-    """
-    with open(path, "rb+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 512, 0x40000000)
-        except OSError:
-            raise sqlite3.OperationalError("database is locked") from None
-        yield
-
-
-def put_in_place(source: Database, path: str, aside: str, out: "Output") -> None:
-    """Restore where there is no database that SQLite could write into: the file there, if any, is kept aside
-    with the -wal and -journal that belong to it, when the new one is complete."""
-    like = os.stat(path if os.path.exists(path) else os.path.dirname(path))
-
-    def take_its_place(partial: str, final: str) -> None:
-        if not os.path.exists(final):
-            return give_new_name(partial, final)
-        moved = []
-        try:
-            give_link(final, aside)
-            for end in ("-wal", "-journal"):
-                if os.path.exists(final + end):
-                    os.rename(final + end, aside + end)
-                    moved.append(end)
-            os.replace(partial, final)
-        except OSError:
-            for end in moved:
-                os.rename(aside + end, final + end)
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            raise
-
-    with contextlib.ExitStack() as stack:
-        if os.path.exists(path) and fcntl:
-            stack.enter_context(file_lock(path))
-        partial = stack.enter_context(private_file(path, take_its_place))
-        copy_checked(source, partial, out, "  restore")
-        if os.path.exists(path):
-            os.chmod(partial, like.st_mode & 0o777)
-        give_to(partial, like)
-        with contextlib.suppress(OSError):
-            os.unlink(path + "-shm")
-    CHANGED.append("the backup is restored")
-
-
-def give_link(path: str, name: str) -> None:
-    """Give a file a second name; a copy, where the file system has no hard links."""
+def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
+    """Say what a restore replaces. Raises Stop where that can't be read, or is another database."""
+    hours = (time.time() - os.stat(options.restore).st_mtime) / 3600
+    OUT.title(f"Restore {options.restore}, {hours:,.1f} hours old\nin place of {options.path}")
+    if not os.path.exists(options.path) or not os.path.getsize(options.path):
+        return
+    OUT.say(f"{'rows of':23}{'the backup':>14}{'now':>14}{'only now':>14}")
+    another = False
     try:
-        os.link(path, name)
-    except OSError:
-        shutil.copyfile(path, name)
+        with reading(options.path, options.timeout) as db:
+            for name in [name for name in TABLES if read_table(db, name)]:
+                db.execute("CREATE TEMP TABLE migration_then (id PRIMARY KEY) WITHOUT ROWID")
+                if read_table(source, name):
+                    db.executemany("INSERT OR IGNORE INTO migration_then VALUES (?)", source.execute(
+                        f"SELECT id FROM {name} WHERE id IS NOT NULL"))
+                then, now, lost = db.rows(
+                    "SELECT (SELECT count(*) FROM migration_then), count(*), count(*) FILTER "
+                    f"(WHERE id NOT IN (SELECT id FROM migration_then)) FROM {name}")[0]
+                db.execute("DROP TABLE migration_then")
+                OUT.say(f"  {name:21}{then:14,}{now:14,}{lost:14,}")
+                another = another or name == "goals" and 0 < now == lost
+    except (Stop, sqlite3.DatabaseError) as error:
+        if is_locked(error) or SIGNALS:
+            raise
+        raise Stop(f"{options.path} can't be read: {error}", 1,
+                   "move it away with its -wal and -journal, and run again") from None
+    if another:
+        raise Stop(f"{options.path} has no goal in common with {options.restore}", 2,
+                   "name a backup of this database")
 
 
-def replace_content(source: Database, path: str, aside: str, out: "Output") -> None:
+def put_back(source: Database, options: argparse.Namespace) -> None:
     """Keep the content of a database aside, then overwrite it, under one exclusive lock."""
-    with Database(path, "rw", source.timeout) as db:
-        journal_mode = db.value("PRAGMA main.journal_mode")
-        db.all("PRAGMA locking_mode = EXCLUSIVE")
-        db.all("BEGIN EXCLUSIVE")
-        db.all("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
-        # Unchecked: what is there may be damaged, or why restore?
-        with private_file(aside) as partial, contextlib.closing(sqlite3.connect(partial)) as copy:
-            copy_pages(db, copy, out, "  keep aside")
+    with contextlib.closing(connect(options.path, "rw", options.timeout)) as db:
+        mode = db.value("PRAGMA journal_mode")
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("BEGIN EXCLUSIVE")
+        db.execute("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
+        aside = free_name(options.path, "replaced")
+        with private_file(aside, options.path) as partial:
+            copy_pages(db, partial, "keep aside")
         try:
             if db.value("PRAGMA page_size") != source.value("PRAGMA page_size"):
-                db.all("PRAGMA journal_mode = DELETE")  # the page size of a WAL database can't change
-            copy_pages(source, db.connection, out, "  restore")
+                db.execute("PRAGMA journal_mode = DELETE")  # that of a WAL database can't change
+            source.backup(db, pages=1000, progress=copy_progress("restore"))
+            OUT.committed = True
         except BaseException as error:
-            with contextlib.suppress(sqlite3.Error):
-                db.connection.execute("PRAGMA main.journal_mode = " + journal_mode)
             if isinstance(error, Stop) or is_locked(error):
                 os.unlink(aside)
-                raise
-            raise Stop("%s; the content is also in %s" % (explain(error), aside), explain(error).status,
-                       explain(error).advice) from error
-        CHANGED.append("the backup is restored; the content before is in %s" % aside)
-        if db.value("PRAGMA main.journal_mode = " + journal_mode) == "wal":
-            with contextlib.suppress(OSError):  # the exclusive mode keeps it, and no one needs it now
-                os.unlink(path + "-journal")
-        db.all("PRAGMA locking_mode = NORMAL")
-        check_equal(db, source)
+            else:
+                OUT.notes.append(f"the content is also in {aside}")
+            raise
+        finally:
+            with contextlib.suppress(sqlite3.Error, OSError):
+                sqlite3.Connection.execute(db, f"PRAGMA journal_mode = {mode}")
+                if mode == "wal":  # the exclusive mode keeps it, and nobody needs it
+                    os.unlink(options.path + "-journal")
+    OUT.report["kept_aside"] = aside
+    OUT.say(f"What was there is kept in {aside}")
 
 
-# --------------------------------------------------------------------------
-# 10. Progress and reports
-# --------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------
+# 8. What people see: lines of at most 80 columns, a live line on a terminal, the report
+# ---------------------------------------------------------------------------------------
+
+MADE_BY = "migrate_database_improvements.py"
+
 
 class Output:
-    """What people see. On a terminal long steps have a live line; elsewhere lines are plain."""
+    """What a run says, and its report; `OUT` is the one of this process."""
 
-    def __init__(self, stream: Any, quiet: bool, verbose: bool) -> None:
-        self.stream, self.quiet, self.verbose = stream, quiet, verbose
-        self.live = bool(stream and stream.isatty()) and not quiet
-        self.colour = self.live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self.started: Dict[str, float] = {}
-        self.step, self.shown, self.width = "  look at the data", time.monotonic(), 0
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.stream = sys.stderr if options.report == "-" else sys.stdout
+        self.quiet, self.verbose = options.quiet, options.verbose
+        self.terminal = bool(self.stream and self.stream.isatty()) and not self.quiet
+        self.step, self.started, self.shown, self.width = "", time.monotonic(), 0.0, 0
+        self.asking = False         # a question waits for its answer
+        self.committed = False      # what is done is done for good
+        self.database = ""          # as the operator knows it, whatever copy is worked on
+        self.notes: list[str] = []  # what an error must also say
+        self.report: dict[str, Any] = {
+            "made_by": f"{MADE_BY} {VERSION}", "status": "failed", "exit_code": 1, "message": "",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": 0.0,
+            "database": {}, "python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version,
+            "options": dict(vars(options)), "tables": {}, "phases": [], "decisions": [],
+            "repairs": [], "corrections": {}, "checks": [], "not_compiling": {},
+            "references_to_missing_rows": {}, "crossing_fractals": {},
+            "backup": None, "kept_aside": None}
 
     def write(self, text: str, end: str = "\n") -> None:
         """Print; a reader that went away (`| head`) must not stop a migration."""
         with contextlib.suppress(AttributeError, OSError, ValueError):
-            if self.width:
-                self.stream.write("\r" + " " * self.width + "\r")
-                self.width = 0
-            self.stream.write(text + end)
+            self.stream.write(f"\r{' ' * self.width}\r{text}{end}" if self.width else text + end)
             self.stream.flush()
+        self.width = 0
 
-    def line(self, text: str = "") -> None:
-        if not self.quiet:
+    def say(self, text: str, always: bool = False) -> None:
+        if always or not self.quiet:
             self.write(text)
 
     def title(self, text: str) -> None:
-        self.line("\033[1m%s\033[0m" % text if self.colour else text)
-        self.started.pop(self.step, None)
-        self.step = "  " + text
+        plain = not self.terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        self.say(text if plain else f"\033[1m{text}\033[0m")
 
-    def statement(self, sql: str) -> None:
-        if self.verbose:
-            self.line("    sql> " + " ".join(sql.split()))
+    def begin(self, step: str) -> None:
+        self.step, self.started = step, time.monotonic()
 
-    def progress(self, label: str, done: int, total: int, unit: str = " rows") -> None:
-        """Say how far a long step is: ten times a second on a terminal, every ten seconds in a log."""
-        start = self.started.setdefault(label, time.monotonic())
-        taken = time.monotonic() - start
-        text = "{}: {:,} of {:,}{}, {:.0f} s".format(label, done, total, unit, taken)
-        if done:
-            text += ", about %d s left" % (taken / done * (total - done))
-        if done >= total:
-            self.started.pop(label, None)
-        if total:
-            self.show(text, start, 0.1)
+    def end(self, done: str) -> None:
+        """A phase is over: what it did, and its seconds."""
+        seconds = time.monotonic() - self.started
+        self.say(f"{self.step:22}  {done:46}{seconds:7.1f} s")
+        self.report["phases"].append({"phase": self.step, "done": done, "seconds": round(seconds, 3)})
 
-    def tick(self) -> None:
-        """Say for how long a step has gone on that counts no rows, or none for a while."""
-        start = self.started.setdefault(self.step, time.monotonic())
-        self.show("%s: %.0f s" % (self.step, time.monotonic() - start), start, 1)
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Say how far a step that counts is, and how long it may take."""
+        left = (time.monotonic() - self.started) / max(done, 1) * (total - done)
+        self.tick(f"{what} {done:,} of {total:,}, {left:.0f} s left of this step")
 
-    def show(self, text: str, start: float, pause: float) -> None:
-        """Put `text` on the live line if that has been still for `pause` seconds, in a log for ten."""
+    def tick(self, what: str = "") -> bool:
+        """Show a step that takes longer than a second: on a terminal in one line, several times a
+        second; elsewhere in a line every ten seconds. Whether to end a long statement."""
         now = time.monotonic()
-        if self.quiet or now - max(start, self.shown) < (pause if self.live else 10):
-            return
-        self.shown = now
-        if self.live:
-            text = text[:shutil.get_terminal_size().columns - 1]
-            self.write(text, end="")
-            self.width = len(text)
-        else:
-            self.write(text)
+        pause = 0.2 if self.terminal else 10
+        if not self.quiet and now - max(self.started + 1, self.shown) > pause:
+            self.shown = now
+            text = f"{self.step}: {what or f'{now - self.started:.0f} s'}"[:79]
+            self.write(text, end="" if self.terminal else "\n")
+            self.width = len(text) if self.terminal else 0
+        return bool(SIGNALS)
 
 
-def show_plan(run: Run, space: str, backup: Optional[str]) -> None:
+def count(number: int, one: str, many: str = "") -> str:
+    """"1 row", "2 rows"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def first(ids: Sequence[Any]) -> str:
+    """As many ids as fit in a line."""
+    text = ", ".join(map(repr, ids))
+    return text if len(text) < 60 else text[:text.rfind(", ", 0, 60) + 1] + " ..."
+
+
+def command(*arguments: str) -> str:
+    """The command, to be pasted, that runs this script with other arguments."""
+    import shlex
+    return shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *arguments])
+
+
+def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
     """What the run would do, before anything happens."""
-    out = run.out
-    out.title("Plan")
-    for name in TABLES:
-        missing, (filled, corrected) = run.missing.get(name, []), run.to_backfill().get(name, (0, 0))
-        words = ["create the table"] if name not in run.schema else [
-            "%d columns" % len(missing) if missing else "", "{:,} roots to backfill".format(filled) if filled else "",
-            "{:,} to correct".format(corrected) if corrected else "", "recreate" if name in run.edited else ""]
-        out.line("  %-21s %9s rows   %s" % (name, "{:,}".format(run.rows.get(name, 0)),
-                                            ", ".join(filter(None, words)) or "nothing"))
-    out.line("  %d indexes, %d triggers to create%s" % (len(run.to_index()), len(run.to_trigger()),
-                                                        ", and those of recreated tables again" if run.edited else ""))
-    for name, sql in run.replaced.items():
-        out.line("  %s replaces one that was: %s" % (name, " ".join(sql.split())))
-    out.line("  backup  %s" % (backup and "%s, %s" % (backup, file_size(size_of(run.db.path))) or "none"))
-    out.line("  disk    %s" % space)
-    if not run.options.dry_run:
-        out.line("  time    %s" % rehearsal_time(run.options))
-    for text in refusing_triggers(run):
-        out.line("  note    trigger %s may refuse the update that gives a new row its root_id: "
-                 "name its columns (UPDATE OF ...)" % text)
+    OUT.title(f"{'Plan':23}{'rows':>11}{'columns':>10}{'to fill':>12}{'to correct':>12}{'recreate':>10}")
+    for name, columns in run.missing.items():
+        how = "create" if name not in run.schema else "yes" if name in run.recreate else "no"
+        rows, fill, correct = (found.get(name, 0) for found in (run.rows, run.filled, run.corrected))
+        OUT.say(f"  {name:21}{rows:11,}{len(columns):10}{fill:12,}{correct:12,}{how:>10}")
+        OUT.report["tables"][name] = {"rows": rows, "new_columns": columns, "filled": fill,
+                                      "corrected": correct, "recreated": how == "yes"}
+    OUT.say(f"  {count(len(run.indexes), 'index', 'indexes')}, "
+            f"{count(len(triggers(run.schema)), 'trigger')}; about {seconds * 5 + 0.2:,.1f} s\n"
+            f"  disk    {space}\n  backup  {backup or 'none'}")
 
 
-def refusing_triggers(run: Run) -> Iterator[str]:
-    """The owner's triggers that may refuse the UPDATE by which an insert gets its root_id."""
-    ours = wanted_triggers(run.db, run.schema)
-    for name, table, sql in run.db.all("SELECT name, tbl_name, sql FROM main.sqlite_master WHERE type = 'trigger'"):
-        words = [token.word or token.name.upper() for token in tokenize(sql)]
-        head = words[:words.index("ON")]
-        watched = head[head.index("OF"):] if "OF" in head else ["ROOT_ID"]
-        if ("UPDATE" in head and "ROOT_ID" in watched and "RAISE" in words and name not in ours
-                and table.lower() in TABLES):
-            yield "%s on %s" % (name, table)
+def check_decisions(run: Run) -> None:
+    """Tell the decisions that the data needs, all at once, and what --repair changes. Raises Stop
+    with status 3 if any is left; its last words are the command to run next."""
+    repair, arguments = run.options.repair, run.options.arguments
+    OUT.report["decisions"] = [one._asdict() for one in run.findings]
+    OUT.report["repairs"] = run.renames if repair else []
+    if run.findings:
+        OUT.title("Decisions")
+    for one in run.findings:
+        ways = "\n          or ".join(one.resolve)
+        OUT.say(f"  {one.name}: {one.kind}, {count(one.rows, 'row')}\n    first    {first(one.ids)}\n"
+                f"    show     {one.query}\n    resolve  {ways}", always=True)
+    for one in OUT.report["repairs"]:
+        OUT.say(f"  {one['table']} {one['id']!r}\n    {one['before']!r} becomes {one['after']!r}")
+    left = [one for one in run.findings if not (one.repairable and repair)]
+    if left:
+        settled = [one.name for one in left if one.repairable]
+        skipped = [one.name for one in left if one.name in CHECKS]
+        first_resolve = {one.name for one in left} - {*settled, *skipped}
+        flags = ["--repair"] if settled else []
+        for name in skipped:
+            flags += ["--skip-constraint", name]
+        raise Stop(f"the data needs {count(len(left), 'decision')}", 3,
+                   f"--repair settles {len(settled)} of them; "
+                   + (f"resolve {', '.join(sorted(first_resolve))}; " if first_resolve else "")
+                   + f"next: {command(*arguments, *flags)}")
 
 
-def rehearsal_time(options: argparse.Namespace) -> str:
-    """How long a rehearsal of this database took, where --report names its report."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if os.path.isfile(options.report):  # a pipe would wait for ever
-            with open(options.report, encoding="utf-8") as file:
-                earlier = json.load(file)
-            if (earlier["status"], earlier["database"]["path"]) == ("rehearsed", options.path):
-                return "%.1f s in the rehearsal of %s" % (earlier["seconds"], earlier["started"])
-    return "as --dry-run takes; told here if both are given the same --report FILE"
+def on_signal(number: int, frame: Any) -> None:
+    """Note a signal, but none after what is done for good; end a waiting question."""
+    if not OUT.committed:
+        SIGNALS.append(number)
+    if OUT.asking:
+        raise KeyboardInterrupt
 
 
-def show_findings(run: Run) -> None:
-    """The decisions that the data needs, all at once."""
-    out = run.out
-    out.title("Decisions")
-    for finding in run.findings:
-        out.write("  %s: %s, %d rows, id %s%s" % (
-            finding.name, finding.kind, finding.rows, ", ".join(map(repr, finding.ids[:5])),
-            ", ..." if finding.rows > 5 else ""))
-        few = (finding.rows <= len(finding.ids) and None not in finding.ids
-               and finding.kind not in ("cycle", "several fractals"))
-        out.write("    show    %s" % ("SELECT * FROM %s WHERE id IN (%s)" % (
-            quote(finding.table), ", ".join(map(literal, finding.ids))) if few else finding.query))
-        repaired = run.options.repair and finding.repairable
-        out.write("    resolve %s" % ("--repair does" if repaired else finding.resolve))
-
-
-def with_semicolon(sql: str) -> str:
-    """A statement and its semicolon, which must not become part of a comment; SQLite keeps those that have no end."""
-    last = [match.group() for match in TOKEN.finditer(sql) if match.lastgroup == "comment" and match.end() == len(sql)]
-    if last and last[0].startswith("--"):
-        return sql + "\n;"
-    return sql + (" */;" if last and not last[0].endswith("*/") else ";")
-
-
-def script_text(run: Run, source: str) -> str:
-    """The statements of a run as a script for the sqlite3 shell."""
-    header = ["-- Made by migrate_database_improvements.py %s with SQLite %s on %s" % (
-                  VERSION, sqlite3.sqlite_version, run.report["started"]),
-              "-- from %s. It fits an unmigrated copy of that database and no other." % " ".join(source.split()),
-              ".bail on", "PRAGMA foreign_keys = OFF;", "PRAGMA legacy_alter_table = ON;", "BEGIN IMMEDIATE;"]
-    return "\n".join(header + [with_semicolon(sql.strip()) for sql in run.db.script] + ["COMMIT;", ""])
-
-
-def write_file(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.write(text)
-
-
-# --------------------------------------------------------------------------
-# 11. A run, and the command line
-# --------------------------------------------------------------------------
-
-def confirm(options: argparse.Namespace, out: Output, verb: str, path: str) -> None:
+def confirm(options: argparse.Namespace, verb: str) -> None:
     """Raise Stop unless the operator says yes: on a terminal by typing it, else by --yes."""
     if options.yes:
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise Stop("no terminal to ask on", 2, "add --yes")
-
-    def leave(number: int, frame: Any) -> None:
-        SIGNALS.append(number)
-        raise KeyboardInterrupt  # a handler that returns would have readline go on
-
-    answer = ""
-    with contextlib.suppress(KeyboardInterrupt), on_signal(leave):
-        check_interrupt()
-        out.write("Type 'yes' to %s %s: " % (verb, os.path.basename(path)), end="")
-        answer = sys.stdin.readline()
-    if not answer.endswith("\n"):
-        out.write("")
+    OUT.write(f"Type 'yes' to {verb} {os.path.basename(options.path)}: ", end="")
+    answer, OUT.asking = "", True
+    with contextlib.suppress(KeyboardInterrupt):
+        answer = "" if SIGNALS else sys.stdin.readline()
+    OUT.asking = False
     check_interrupt()
     if answer.strip() != "yes":
         raise Stop("cancelled, as the answer was not the word yes", 0)
 
 
-def migrate(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
-    """The main job, live, as a rehearsal (--dry-run) or into a new file (--output)."""
-    path = options.path
-    check_file(path)
-    size, folder, temporary = size_of(path), os.path.dirname(path), tempfile.gettempdir()
-    if options.dry_run:
-        space = check_space([(temporary, 5 * size)])
-        with private_snapshot(path, options.timeout, out) as copy:
-            return work(options, out, report, copy, space, None)
-    if options.output:
-        target = os.path.abspath(options.output)
-        space = check_space([(os.path.dirname(target), 4 * size), (temporary, size)])
-        with private_file(target) as partial:
-            snapshot(path, partial, options.timeout, out)
-            os.chmod(partial, os.stat(path).st_mode & 0o777)
-            give_to(partial, os.stat(path))
-            status = work(options, out, report, partial, space, None)
-        if report["status"] == "done":
-            out.write("Done: the migrated copy is %s; %s is untouched." % (target, path))
-        return status
-    backup = None if options.no_backup else os.path.abspath(options.backup or free_name(path, "backup"))
-    space = check_space([(folder, 3 * size), (temporary, size)] + ([(os.path.dirname(backup), size)] if backup else []))
-    if not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
-        raise Stop("%s or its folder can't be written" % path, advice="check owner, permissions and mount")
-    try:
-        return work(options, out, report, path, space, backup)
-    except BaseException:
-        play_journal_back(path, report)
-        raise
+# ---------------------------------------------------------------------------------------
+# 9. The command line
+# ---------------------------------------------------------------------------------------
 
-
-def play_journal_back(path: str, report: Dict[str, Any]) -> None:
-    """Have SQLite undo, from the journal, what a failing disk kept the run from rolling back."""
-    journal = path + "-journal"
-    if not os.path.exists(journal):
-        return
-    with contextlib.suppress(sqlite3.Error), Database(path) as db:
-        db.connection.execute("SELECT count(*) FROM main.sqlite_master")
-    with contextlib.suppress(FileNotFoundError), open(journal, "rb") as file:
-        if file.read(8) == b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7":  # https://sqlite.org/fileformat.html
-            report["warnings"].append("%s holds what was there before: keep it beside the database, at whose next "
-                                      "opening SQLite plays it back" % journal)
-
-
-def work(options: argparse.Namespace, out: Output, report: Dict[str, Any], path: str, space: str,
-         backup: Optional[str]) -> int:
-    """Survey, plan, ask, migrate the file at `path`; the exit status."""
-    with Database(path, "rw", options.timeout, out) as db:
-        run = Run(db, options, out, report)
-        db.all("PRAGMA main.cache_size = -%d" % CACHE_KIB)
-        version = db.value("PRAGMA main.data_version")
-        mode = db.value("PRAGMA main.journal_mode")
-        report["database"].update(journal_mode=mode, page_size=db.value("PRAGMA main.page_size"))
-        said = sound(db, list(TABLES))
-        if said:
-            raise Stop("%s is damaged: %s" % (options.path, said),
-                       advice="restore a backup of it, or see sqlite3's .recover")
-        run.survey()
-        out.title("Fractal Goals: %s" % ("rehearsal" if options.dry_run else "migration"))
-        out.line("  database %s, %s, journal mode %s" % (options.path, file_size(size_of(options.path)), mode))
-        out.line("  script %s, Python %s, SQLite %s" % (VERSION, platform.python_version(), sqlite3.sqlite_version))
-        if run.nothing_to_do():
-            said = sound(db, [])  # nothing is rebuilt, so nothing renews a damaged index
-            if said:
-                raise Stop("%s is damaged: %s" % (options.path, said), advice="try REINDEX in the sqlite3 shell")
-            return say_nothing_to_do(options, out, report)
-        show_plan(run, space, backup)
-        check_decisions(run)
-        if not (options.dry_run or options.output):
-            confirm(options, out, "migrate", path)
-        started = time.monotonic()
-        if not transact(run, version, backup):
-            return say_nothing_to_do(options, out, report)
-        summary(run, time.monotonic() - started)
-    return 0
-
-
-def say_nothing_to_do(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
-    report["status"] = "nothing to do"
-    out.write("Nothing to do: %s is migrated%s%s." % (
-        options.path, "" if options.phases == PHASES else " as far as " + ",".join(options.phases),
-        "; %s is a copy of it" % options.output if options.output else ""))
-    return 0
-
-
-def check_decisions(run: Run) -> None:
-    """Raise Stop with status 3 if rows need a decision that --repair was not asked for or can't make."""
-    run.report["decisions"] = [dict(f._asdict(), ids=[as_json(i) for i in f.ids]) for f in run.findings]
-    if not run.findings:
-        return
-    show_findings(run)
-    left = [f for f in run.findings if not (f.repairable and run.options.repair)]
-    if left:
-        raise Stop("the data needs %d decision%s" % (len(left), "s" * (len(left) > 1)), 3,
-                   "decide as listed above and run again")
-
-
-def transact(run: Run, version: int, backup: Optional[str]) -> bool:
-    """Everything that changes the file, in one transaction; rolled back under --dry-run and on any failure.
-
-    False if another run has migrated the database while this one waited for the lock.
-    """
-    db, options, report = run.db, run.options, run.report
-    for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "threads = 2", "secure_delete = FAST"):
-        db.all("PRAGMA " + pragma)
-    db.all("BEGIN IMMEDIATE")
-    try:
-        if db.value("PRAGMA main.data_version") != version:
-            run.survey()  # someone wrote since: look again, now under the lock
-            if run.nothing_to_do():
-                db.all("ROLLBACK")
-                return False
-            check_decisions(run)
-        if backup:
-            if not options.backup and os.path.lexists(backup):
-                backup = free_name(db.path, "backup")
-            make_backup(db, backup, run.out)
-            report["backup"] = backup
-        if run.findings:
-            make_repairs(run)
-        run_phases(run)
-        write_log(run)
-        if options.sql:
-            write_file(options.sql, script_text(run, options.path))
-        check_interrupt()
-        db.all("ROLLBACK" if options.dry_run else "COMMIT")
-        if not (options.dry_run or options.output):
-            CHANGED.append("the migration is committed")
-    except BaseException as error:
-        if db.connection.in_transaction:
-            db.connection.execute("ROLLBACK")
-        forget_backup(report, error)
-        raise
-    return True
-
-
-def forget_backup(report: Dict[str, Any], error: BaseException) -> None:
-    """After a rollback the database is what its backup is: delete that, or name it where the disk may be at fault."""
-    if not report["backup"]:
-        return
-    if isinstance(error, Stop) or is_locked(error):
-        os.unlink(report["backup"])
-        report["backup"] = None
+def migrate(options: argparse.Namespace) -> None:
+    """The main job: live, as a rehearsal (--dry-run) or into a new file (--output)."""
+    import tempfile
+    read_head(options.path)
+    size, mode = size_of(options.path), os.stat(options.path).st_mode & 0o777
+    backup = None if options.no_backup else options.backup or free_name(options.path, "backup")
+    if options.dry_run or options.output:
+        folder = os.path.dirname(options.output) if options.output else tempfile.gettempdir()
+        space = check_space((folder, 5 * size))
+        with snapshot(options) as path:
+            work(options, path, space, None)
+            os.chmod(path, mode)
     else:
-        report["warnings"].append("a complete backup is left in %s" % report["backup"])
-
-
-def make_repairs(run: Run) -> None:
-    """--repair, until nothing repairable is left: a quarantined parent may leave a child without root."""
-    now = run.report["started"]
-    repairs = run.report["repairs"]
-    findings, expected, violations = run.findings, run.rows, run.before
-    while findings:
-        lost = [f for f in findings if f.kind == "no fractal"]  # first: a row that goes needs no new name
-        repairs += repair(run.db, run.schema, lost or findings, now)
-        run.survey()
-        findings = [f for f in run.findings if lost or f.kind != "several fractals"]
-    run.findings = []
-    run.before.update({name: violations.get(name, 0) for name in run.before if "." not in name})
-    moved = [one["table"] for one in repairs if one["kind"] == "quarantined"]
-    if run.rows != {name: count - moved.count(name) for name, count in expected.items()}:
-        raise Stop("the repairs changed more rows than they name", advice="please report this")
-    run.out.title("Repairs")
-    for one in repairs:
-        before, after = (json.dumps(one[when], ensure_ascii=False)[:60] for when in ("before", "after"))
-        run.out.line("  %-21s %s %r: %s -> %s" % (one["table"], one["kind"], one["id"], before, after))
-
-
-def run_phases(run: Run) -> None:
-    """The five phases in order, timed; raises Stop if verification finds a fault."""
-    steps = [add_columns, backfill, recreate_tables, create_indexes, verify_run]
-    for number, (phase, title, step) in enumerate(zip(PHASES + ["verify"], PHASE_TITLES, steps), 1):
-        started = time.monotonic()
-        chosen = phase in run.options.phases + ["verify"] or (
-            phase == "indexes" and bool(run.to_index() or run.to_trigger()))
-        run.out.title("[%d/5] %s%s" % (number, title, "" if chosen else " (left out by --phases)"))
-        done = step(run) if chosen else {}
-        run.report["phases"].append({"phase": phase, "title": title, "skipped": not chosen,
-                                     "seconds": round(time.monotonic() - started, 3), "done": done})
-
-
-def refill_search(run: Run) -> None:
-    """Fill full-text tables anew whose content is a table of ours and in whose columns the run has changed values.
-
-    The owner's triggers, which keep them, are put aside meanwhile, and an index that does not fit its
-    content is called malformed (https://sqlite.org/fts5.html#external_content_tables).
-    """
-    for name, sql in run.db.all("SELECT name, sql FROM main.sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%'"):
-        tokens = tokenize(sql)
-        content = [lower(after.name) for word, sign, after in zip(tokens, tokens[1:], tokens[2:])
-                   if word.word == "CONTENT" and sign.text == "="]
-        if not re.search(r"(?i)\busing\s+fts[345]\b", sql) or not content or content[-1] not in run.rows:
-            continue
-        repaired = {one["kind"] for one in run.report["repairs"] if one["table"] == content[-1]}
-        changed = [column for column, so in (("name", "renamed" in repaired), (
-            "root_id", any(run.to_backfill().get(content[-1], ())))) if so]
-        indexed = {lower(token.name) for token in tokens}
-        if "quarantined" in repaired or indexed & set(changed):
-            try:
-                run.db.run("INSERT INTO main.{0} ({0}) VALUES ('rebuild')".format(quote(name)))
-            except sqlite3.DatabaseError as error:  # of columns that its content has not got, of an app's tokenizer
-                check_interrupt()
-                note = "full-text table %s may not fit any more, and can't be filled anew here: %s" % (name, error)
-                run.report["warnings"].append(note)
-                run.out.line("  note         " + note)
-
-
-def verify_run(run: Run) -> Dict[str, Any]:
-    """[5/5] Verify what the phases before have made; raises Stop for a fault."""
-    refill_search(run)
-    faults = show_checks(run, verify(run, run.before, False))
-    if faults:
-        raise Stop("verification found a fault: " + "; ".join(faults),
-                   advice="change the view, trigger or foreign key that it names, if any, else please report this")
-    return {"checks": run.report["verification"]}
-
-
-def show_checks(run: Run, checks: List[Check]) -> List[str]:
-    """Print and report the checks; their faults."""
-    plain = [check.name for check in checks if not check.faults and not check.note]
-    if plain:
-        run.out.line("  ok           " + ", ".join(plain))
-    for check in checks:
-        if check.faults or check.note:
-            run.out.line("  %-12s %s" % (check.name, "FAULT" if check.faults else "ok  " + check.note))
-        for fault in check.faults:
-            run.out.line("      %s" % fault)
-    run.report["verification"] = [check._asdict() for check in checks]
-    return [fault for check in checks for fault in check.faults]
-
-
-def missing_constraints(run: Run) -> List[str]:
-    """The constraints of the target, by name, that the database has not got."""
-    indexes = {row[0] for row in run.db.all("SELECT lower(name) FROM main.sqlite_master WHERE type = 'index'")}
-    return [name for name in UNIQUE_NAMES if name not in indexes] + [
-        check for name in TABLES if name in run.schema for check in missing_checks(name, run.schema[name], ())]
-
-
-def write_log(run: Run) -> None:
-    """Keep the report in migration_log, in the transaction of the run itself."""
-    db, report = run.db, run.report
-    db.run(table_text("migration_log", OWN_TABLES["migration_log"]))
-    missing = missing_constraints(run)
-    left_out = [name for name in run.options.skip_constraint if name in missing]
-    text = json.dumps(dict(report, status="done", exit_code=0, options=dict(
-        report["options"], skip_constraint=left_out)))
-    db.run("INSERT INTO main.migration_log (run_at, script_version, sqlite_version, report) VALUES (%s)" % ", ".join(
-        map(literal, (report["started"], VERSION, sqlite3.sqlite_version, text))))
-
-
-def summary(run: Run, seconds: float) -> None:
-    options, out, backup = run.options, run.out, run.report["backup"]
-    run.report["status"] = "rehearsed" if options.dry_run else "done"
-    out.title("Summary")
-    numbers = [sum(run.rows[name] for name in run.edited)] + [
-        sum(counts[which] for counts in run.to_backfill().values()) for which in (0, 1)]
-    out.line("  {} tables recreated, {:,} rows copied and proven, {:,} roots backfilled, {:,} corrected, {:.1f} s"
-             .format(len(run.edited), *numbers, seconds))
+        space = check_live_run(options, backup)
+        try:
+            work(options, options.path, space, backup)
+        except sqlite3.DatabaseError:
+            # Opened once more, SQLite undoes what a failing disk kept it from rolling back.
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(options.path)) as db:
+                db.execute("SELECT count(*) FROM sqlite_master")
+            raise
     if options.dry_run:
-        out.line("  The live run takes about as long, and makes a backup.")
-        out.write("Done: rehearsed and rolled back; %s is untouched. To migrate, %s." % (
-            options.path, "name your database" if options.sample else "run the same without --dry-run"))
-    elif not options.output:
-        if any(one["kind"] == "quarantined" for one in run.report["repairs"]):
-            out.line("  rows in migration_quarantine: the README says how to put them back")
+        try:
+            check_live_run(options, backup)
+        except Stop as stop:
+            OUT.say(f"The live run would fail: {stop}; {stop.advice}", always=True)
+    say_result(options)
+
+
+def work(options: argparse.Namespace, path: str, space: str, backup: str | None) -> None:
+    """Survey, plan, ask, migrate the file at `path`: DATABASE, or a copy of it."""
+    with contextlib.closing(connect(path, "rw", options.timeout)) as db:
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        db.execute(f"PRAGMA temp.cache_size = -{CACHE_KIB}")
+        OUT.title(f"{'Rehearse' if options.dry_run else 'Migrate'} {options.path}")
+        OUT.say(f"  {mebibytes(size_of(path))}, journal mode {db.value('PRAGMA journal_mode')}; "
+                f"script {VERSION}, SQLite {sqlite3.sqlite_version}")
+        OUT.begin("look at the data")
+        if backup is None:
+            check_sound(db)  # else its backup is looked at
+        db.execute("BEGIN")  # to see one state, whoever writes
+        data_version = db.value("PRAGMA data_version")
+        run = survey(db, options)
+        db.execute("COMMIT")
+        if not run.nothing_to_do():
+            show_plan(run, time.monotonic() - OUT.started, space, backup)
+            check_decisions(run)
+            if not (options.dry_run or options.output):
+                confirm(options, "migrate")
+            run = migrate_in_transaction(run, data_version, backup)
+        if run.nothing_to_do():
+            check_sound(db, "integrity_check")
+        OUT.report["status"] = ("nothing to do" if run.nothing_to_do() else
+                                "rehearsed" if options.dry_run else "done")
+
+
+def say_result(options: argparse.Namespace) -> None:
+    """The end of a run: what was done, and as commands what may follow."""
+    path, backup, verify = options.path, OUT.report["backup"], command(options.path, "--verify")
+    if OUT.report["status"] == "nothing to do":
+        OUT.say(f"Nothing to do: {path} is migrated.", always=True)
+    elif options.dry_run:
+        live = [word for word in options.arguments if word != "--dry-run"]
+        OUT.say(f"Done: rehearsed and rolled back; {path} is untouched.", always=True)
+        OUT.say("To migrate: " + ("name your database" if options.sample else command(*live)))
+    elif options.output:
+        OUT.say(f"Done: {options.output} is migrated; {path} is untouched.", always=True)
+    else:
+        before, now = OUT.report["database"]["bytes_before"], size_of(path)
+        OUT.say(f"Done: {path} is migrated: {mebibytes(before)} before, {mebibytes(now)} now.", True)
         if backup:
-            out.line("  backup  %s" % backup)
-            undo = [sys.executable, os.path.abspath(sys.argv[0]), options.path, "--restore", backup]
-            out.line("  undo    " + (subprocess.list2cmdline(undo) if os.name == "nt" else shlex.join(undo)))
-        out.line("  next    start the app; run with --verify now and then")
-        rest = "" if options.phases == PHASES else (
-            " as far as %s; --verify asks for the rest, which a run without --phases does" % ",".join(options.phases))
-        out.write("Done: %s is migrated%s%s." % (
-            options.path, rest, "; backup " + backup if backup and options.quiet else ""))
+            OUT.say(f"Backup: {backup}\nUndo; rows written from now on are not carried over:\n"
+                    f"  {command(path, '--restore', backup)}")
+        OUT.say(f"Check, now and (by crontab) every night:\n  {verify}\n"
+                f"  0 4 * * * {verify} -q >/dev/null")
 
 
-def verify_database(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
-    """--verify: every check of a run on DATABASE as it is, read-only; 1 if one finds a fault."""
-    check_file(options.path)
-    with reading(options.path, options, out) as db:
-        run = Run(db, options, out, report)
-        run.schema = read_schema(db)
-        if not db.all("SELECT 1 FROM main.sqlite_master WHERE name = 'migration_log' OR name GLOB 'trg_goals_*'"):
-            return say_fault(report, "%s is not migrated, never or no longer; to migrate it, run without --verify"
-                             % options.path)
-        skipped, report["not_compiling_before"], before = last_log(db)
-        options.skip_constraint = [name for name in CONSTRAINTS if name in options.skip_constraint + skipped]
-        out.title("Verify %s" % options.path)
-        faults = show_checks(run, verify(run, before, True))
-        if faults:
-            more = ["and %d more" % len(faults[5:])] if faults[5:] else []
-            return say_fault(report, "; ".join(
-                faults[:5] + more + ["a run without --verify puts schema and roots right, the README tells the rest"]))
-        left_out = ", ".join(options.skip_constraint)
-        out.write("Done: %s is %s." % (options.path, "migrated and consistent, without " + left_out if left_out
-                                       else "fully migrated and consistent"))
-    return 0
-
-
-def say_fault(report: Dict[str, Any], text: str) -> int:
-    report.update(status="fault", message=text)
-    complain("Fault: " + text)
-    return 1
-
-
-def last_log(db: Database) -> Tuple[List[str], Dict[str, str], Optional[Dict[str, int]]]:
-    """Of the last run: what was left out on purpose, did not compile, refers to missing rows (None: not noted)."""
-    try:
-        logged = json.loads(db.value("SELECT report FROM main.migration_log ORDER BY id DESC LIMIT 1"))
-        missing = logged.get("references_to_missing_rows")
-        return (list(logged["options"]["skip_constraint"]), dict(logged["not_compiling_before"]),
-                missing if isinstance(missing, dict) else None)
-    except (sqlite3.OperationalError, LookupError, ValueError, TypeError, AttributeError):
-        return [], {}, None
-
-
-def comma_list(text: str) -> List[str]:
-    chosen = [word.strip() for word in text.split(",") if word.strip()]
-    unknown = [word for word in chosen if word not in PHASES]
-    if unknown or not chosen:
-        raise argparse.ArgumentTypeError("unknown phase '%s'; known: %s" % (", ".join(unknown), ",".join(PHASES)))
-    return [phase for phase in PHASES if phase in chosen]
-
-
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError("seconds from 0 to 999999, not %s" % text)
-    return value
+def verify_database(options: argparse.Namespace) -> None:
+    """--verify: every check of a run, on a private copy; Stop with status 1 for a fault."""
+    with snapshot(options) as path, contextlib.closing(connect(path)) as db:
+        OUT.begin("Verify")
+        schema, log = read_schema(db), last_log(db)
+        if not log:
+            raise Stop(f"{options.path} is not migrated", 1, "to migrate it, run without --verify")
+        chosen = log.get("options", {})
+        options.skip_constraint = [*options.skip_constraint, *chosen.get("skip_constraint", [])]
+        options.without_constraints |= bool(chosen.get("without_constraints"))
+        check_sound(db, "integrity_check")
+        faults = [*schema_faults(db, options, log.get("not_compiling", {}))]
+        if all(schema.has(name, *columns) for name, columns in TABLES.items()):
+            run = Run(db, options)
+            derive_goals(db, schema)
+            goals_without_root(run)
+            faults += [f"{one.kind}: {first(one.ids)}; {one.resolve[0]}" for one in run.findings]
+            faults += audit(db)
+            OUT.end(note_references(db))
+    if faults:
+        OUT.report["status"] = "fault"
+        raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:150]}\n" + "\n".join(faults), 1,
+                   "migrating again mends schema and roots")
+    without = ", ".join(options.skip_constraint)
+    how = ("complete but for the constraints, as chosen" if options.without_constraints else
+           f"migrated and consistent{', without ' if without else ''}{without}")
+    OUT.report["status"] = "done"
+    OUT.say(f"Done: {options.path} is {how}.", always=True)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors are one line here like any other."""
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         raise Stop(" ".join(message.split()), 2, "see --help")
 
 
 def make_parser() -> Parser:
     parser = Parser(
-        prog="migrate_database_improvements.py", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=MADE_BY, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [DATABASE] [options]\n"
               "         [--dry-run | --output FILE | --verify | --restore BACKUP]",
-        description="Migrate the Fractal Goals database in one transaction: root_id, constraints, indexes.",
-        epilog="""examples:
-  %(prog)s --dry-run goals.db          rehearse; goals.db stays as it is
-  %(prog)s goals.db                    migrate, with a backup beside it
-  %(prog)s goals.db --restore goals.db.backup-20260101T155103Z
-
-exit status: 0 done, nothing to do, or not confirmed; 1 failed and rolled back, or --verify found a
-fault; 2 wrong usage or no such database; 3 the data needs a decision; 4 locked;
-130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP) interrupted and rolled back""")
-    parser.add_argument("database", nargs="?", metavar="DATABASE", help="default: $DATABASE_PATH, else goals.db here")
-    mode = parser.add_argument_group("what to do (default: migrate)").add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="the real thing on a private snapshot, rolled back")
-    mode.add_argument("--output", metavar="FILE", help="migrate a snapshot into FILE, a new file")
-    mode.add_argument("--verify", action="store_true", help="check that DATABASE is migrated and consistent")
-    mode.add_argument("--restore", metavar="BACKUP", help="put a backup back; the content now is kept aside")
-    how = parser.add_argument_group("how")
-    how.add_argument("-y", "--yes", action="store_true", help="don't ask")
-    keep = how.add_mutually_exclusive_group()
-    keep.add_argument("--backup", metavar="FILE", help="where the backup goes (default: beside DATABASE)")
-    keep.add_argument("--no-backup", action="store_true", help="make none")
-    how.add_argument("--repair", action="store_true", help="apply the lossless repairs")
-    how.add_argument("--skip-constraint", metavar="NAME", action="append", default=[], choices=CONSTRAINTS,
-                     help="leave out one constraint; repeatable")
-    how.add_argument("--phases", metavar="LIST", type=comma_list, default=PHASES,
-                     help="only these of " + ",".join(PHASES))
-    how.add_argument("--timeout", metavar="SECONDS", type=seconds, default=5.0, help="how long to wait for a lock (5)")
-    what = parser.add_argument_group("what to say")
-    what.add_argument("--report", metavar="FILE", help="the run as JSON; '-' for standard output")
-    what.add_argument("--sql", metavar="FILE", help="the statements of the run, for the sqlite3 shell")
-    what.add_argument("-q", "--quiet", action="store_true", help="errors and the last line only")
-    what.add_argument("-v", "--verbose", action="store_true", help="each statement")
-    what.add_argument("--version", action="version", version=VERSION)
+        description="Migrate the Fractal Goals database: root_id, constraints, indexes.",
+        epilog="""exit status: 0 done, nothing to do, or not confirmed; 1 failed and rolled back,
+or --verify found a fault; 2 wrong usage or no such database; 3 the data needs
+a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
+    modes, backups = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    parser.add_argument("database", nargs="?", metavar="DATABASE",
+                        help="default: $DATABASE_PATH, else goals.db")
+    for group, flags, text in (
+            (modes, ["--dry-run"], "rehearse on a private copy, rolled back"),
+            (modes, ["--verify"], "check that DATABASE is migrated and consistent"),
+            (backups, ["--no-backup"], "make none"),
+            (parser, ["--without-constraints"], "the quick win: recreate no table"),
+            (parser, ["--repair"], "apply the lossless repairs"),
+            (parser, ["-y", "--yes"], "don't ask"),
+            (parser, ["-q", "--quiet"], "errors and the last line only"),
+            (parser, ["-v", "--verbose"], "each statement")):
+        group.add_argument(*flags, action="store_true", help=text)
+    for group, flag, name, text in (
+            (modes, "--output", "FILE", "migrate a copy into FILE, a new file"),
+            (modes, "--restore", "BACKUP", "put a backup back; what is there is kept aside"),
+            (backups, "--backup", "FILE", "where it goes (default: beside DATABASE)"),
+            (parser, "--report", "FILE", "the run as JSON; - for standard output"),
+            (parser, "--sql", "FILE", "the statements of the run, for the sqlite3 shell")):
+        group.add_argument(flag, metavar=name, help=text)
+    parser.add_argument("--skip-constraint", metavar="NAME", action="append", default=[],
+                        choices=[*UNIQUE_NAMES, *CHECKS], help="leave out one constraint; repeatable")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0,
+                        help="how long to wait for a lock (5)")
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser
 
 
-def find_database(options: argparse.Namespace, out: Output) -> str:
+def find_database(options: argparse.Namespace) -> str:
     """The real path of the database that is meant."""
-    if options.database == "":
-        raise Stop("DATABASE is an empty name", 2, "name one, or leave it out")
     path = options.database or os.environ.get("DATABASE_PATH") or "goals.db"
     sample = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "sample.db")
     if options.dry_run and not options.database and not os.path.exists(path) and os.path.exists(sample):
-        options.sample = True
-        out.line("No %s here: this rehearses the bundled sample, %s" % (path, sample))
-        path = sample
+        OUT.say(f"No {path} here: this rehearses the bundled sample, {sample}")
+        options.sample, path = True, sample
     return os.path.realpath(path)
 
 
-def check_targets(options: argparse.Namespace) -> None:
-    """Raise Stop where a file to be written has no place, or is also another file of the run."""
-    taken = {options.path + end: "DATABASE" for end in ("", "-wal", "-shm", "-journal")}
-    for flag in ("--report", "--restore", "--backup", "--output", "--sql"):
-        path = getattr(options, flag[2:])
-        options.report_allowed = flag != "--report"  # whose own place was looked at first
-        if path is None or (flag == "--report" and path == "-"):
+def check_flags(options: argparse.Namespace) -> None:
+    """Raise Stop for flags that don't go together, and for files to write that have no place, are
+    another file of the run, or hold what this script has not made."""
+    modes = options.verify or options.restore
+    if modes and (options.repair or options.sql) or options.output and options.backup:
+        raise Stop("these flags don't go together", 2, "see --help")
+    if not 0 <= options.timeout < 1e6 or options.database == "":
+        raise Stop("--timeout takes seconds from 0 to 999999, DATABASE a name", 2, "see --help")
+    if re.search(r"\.backup-\d{8}T\d{6}Z", os.path.basename(options.path)) and not (
+            options.dry_run or options.output or options.verify):
+        raise Stop(f"{options.path} is a backup", 2, "name the database, or a copy of the backup")
+    taken = [options.path + end for end in ("", "-wal", "-shm", "-journal")]
+    for name in ("report", "sql", "restore", "backup", "output"):
+        path = getattr(options, name)
+        if path is None or (name, path) == ("report", "-"):
             continue
-        if path in ("", "-"):
-            raise Stop("%s '%s' names no file" % (flag, path), 2, "name one")
         real = os.path.realpath(path)
-        if real in taken:
-            options.report_allowed &= taken[real] != "--report"
-            raise Stop("%s %s: that is %s" % (flag, path, taken[real]), 2, "name another file")
-        taken[real] = flag
-        if os.path.isdir(real) or not os.path.isdir(os.path.dirname(real)):
-            raise Stop("%s %s: no such place for a file" % (flag, path), 2, "name a file in an existing folder")
-        if flag != "--restore" and not os.access(real if os.path.exists(real) else os.path.dirname(real), os.W_OK):
-            raise Stop("%s %s: no permission to write there" % (flag, path), 2, "name another place")
-        for end in ("", "-wal", "-shm", "-journal") if flag in ("--backup", "--output") else ():
-            if os.path.lexists(path + end):  # SQLite would take a stale -wal for a part of the new file
-                raise Stop("%s %s: %s exists already" % (flag, path, path + end), 2, "name a new file")
-        if flag in ("--report", "--sql") and os.path.isfile(real):
-            with open(real, "rb") as file:
-                if file.read(15) == b"SQLite format 3":
-                    raise Stop("%s %s is a database" % (flag, path), 2, "name another file")
-        if flag == "--sql" and os.path.exists(real) and stat.S_ISFIFO(os.stat(real).st_mode):
-            raise Stop("--sql %s is a pipe, for whose reader the transaction would wait" % path, 2, "name a file")
+        folder = os.path.dirname(real)
+        new = [real + end for end in ("", "-wal", "-shm", "-journal") if name in ("backup", "output")]
+        if path in ("", "-") or os.path.isdir(real) or not os.path.isdir(folder):
+            why = "no such place for a file"
+        elif real in taken:
+            why = "that is another file of this run"
+        elif any(map(os.path.lexists, new)):
+            why = f"{next(filter(os.path.lexists, new))} exists already"
+        elif name != "restore" and not os.access(real if os.path.exists(real) else folder, os.W_OK):
+            why = "no permission to write there"
+        elif name in ("report", "sql") and os.path.isfile(real) and os.path.getsize(real) and not made(real):
+            why = "that file is not one of this script's"
+        else:
+            taken.append(real)
+            setattr(options, name, real)
+            continue
+        raise Stop(f"--{name} {path!r}: {why}", 2, "name another file")
+
+
+def made(path: str) -> bool:
+    """Whether a file is a report or script that this script has made."""
+    with open(path, "rb") as file:
+        return MADE_BY.encode() in file.read(100)
 
 
 def explain(error: BaseException) -> Stop:
     """An error of SQLite or the system as one line for the operator, with its exit status."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     if is_locked(error):
-        return Stop("the database is locked by another process", 4, "stop the app, or give a longer --timeout")
-    if isinstance(error, PermissionError):
-        return Stop("no permission: %s" % text, 1, "check owner and mode of the file and its folder")
-    if "readonly" in text or "unable to open" in text:
-        return Stop("the database or its folder can't be written: %s" % text, 1, "check owner, permissions and mount")
-    full = getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    if full or "disk is full" in text or "disk I/O error" in text:
-        return Stop("the disk is full, over quota or failing: %s" % text, 1, "make room, look at the disk, run again")
-    if isinstance(error, UnicodeEncodeError) or "SQL is of wrong type" in text:  # so Python 3.10 has it
-        return Stop("a CREATE statement of the schema holds bytes that are not UTF-8, perhaps in a comment", 1,
-                    "write it anew in UTF-8, and run again")
-    if isinstance(error, sqlite3.IntegrityError):
-        return Stop("a constraint that the database had does not hold for its rows, or not with right roots or names: "
-                    + text, 3, "change those rows or that constraint, and run again")
-    if re.search(APP_BRINGS, text):
-        return Stop("an index or constraint needs what only the app brings: %s" % text, 1,
-                    "drop it, and create it again afterwards")
-    if "malformed database schema" in text:
-        return Stop("SQLite %s can't read the schema, which is damaged or needs a newer one: %s" % (
-            sqlite3.sqlite_version, text), 1, "run this with the Python that the app runs on")
-    if "not a database" in text or "malformed" in text or "corrupt" in text:
-        return Stop("the database is damaged or encrypted: %s" % text, 1,
-                    "restore a backup of it, or see sqlite3's .recover")
-    return Stop(text, 1, "run with -v to see the statement" if isinstance(error, sqlite3.Error)
-                else "look at that file, its disk and TMPDIR")
+        return Stop("the database is locked by another process", 4, "stop the app (find it with "
+                    f"fuser -v {OUT.database}), or give a longer --timeout")
+    for pattern, what, status, advice in (
+            ("not a database|malformed|corrupt", "the database is damaged, encrypted, or needs a "
+             "newer SQLite", 1, RESTORE),
+            ("readonly|unable to open|ermission|denied", "it can't be opened or written", 1,
+             "check owner, permissions and mount"),
+            ("disk|space|quota|too large", "the disk is full or failing", 1, "look at the disk"),
+            ("constraint failed", "a constraint of the owner's breaks with right roots and names", 3,
+             "change those rows or that constraint"),
+            ("no such (function|module|collation)|unknown function",
+             "the schema needs what only the app brings", 1,
+             "drop that, create it again afterwards")):
+        if re.search(pattern, text):
+            return Stop(f"{what}: {text}", status, advice)
+    return Stop(text, 1, "run with -v to see the statement")
 
 
-def new_report(options: argparse.Namespace) -> Dict[str, Any]:
-    """The report's shape; the README documents it."""
-    inner = ("path", "database", "report_allowed", "sample")
-    chosen = {key: value for key, value in vars(options).items() if key not in inner}
-    return {"status": "failed", "exit_code": 1, "message": "",
-            "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "seconds": 0.0,
-            "database": {"path": None, "bytes_before": None, "bytes_after": None},
-            "versions": {"script": VERSION, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version},
-            "options": chosen, "phases": [], "decisions": [], "warnings": [], "repairs": [], "verification": [],
-            "references_to_missing_rows": {}, "crossing_fractals": {}, "not_compiling_before": {},
-            "backup": None, "kept_aside": None}
+def script_text(run: Run) -> str:
+    """The statements of a run as a script for the sqlite3 shell, which ends with an error on any
+    database but a copy of the one it was made from."""
+    counts = " AND ".join(f"(SELECT count(*) FROM {quote(name)}) = {number}"
+                          for name, number in run.before["rows"].items())
+    header = f"""-- {MADE_BY} {VERSION}: the run of {OUT.report["started"]} as a script
+.bail on
+PRAGMA foreign_keys = OFF;
+PRAGMA legacy_alter_table = ON;
+BEGIN IMMEDIATE;
+CREATE TEMP TABLE migration_guard
+    (rows CONSTRAINT "this is not the database that the script was made from" CHECK (rows));
+INSERT INTO migration_guard SELECT {counts};"""
+    lines = [header]
+    for sql in map(str.rstrip, run.db.script):
+        after_comment = "\n" if tokenize(sql)[-1].end < len(sql) else ""
+        lines.append(f"{sql}{after_comment};")
+    return "\n".join([*lines, "COMMIT;", "SELECT 'Done: the database is migrated.';", ""])
 
 
-def dispatch(options: argparse.Namespace, out: Output, report: Dict[str, Any]) -> int:
-    """Do what the options say; raises Stop with the exit status otherwise."""
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        raise Stop("SQLite %s is too old" % sqlite3.sqlite_version, 2, "needs 3.28 or newer")
-    for one, others in (("verify", ("repair", "sql")), ("restore", ("repair", "sql")), ("output", ("backup",))):
-        for other in others:
-            if getattr(options, one) and getattr(options, other):
-                raise Stop("--%s and --%s don't go together" % (one, other), 2, "see --help")
-    options.path = find_database(options, out)
-    reads = options.dry_run or options.output or options.verify
-    if re.search(r"\.backup-\d{8}T\d{6}Z", os.path.basename(options.path)) and not reads:
-        raise Stop("%s is a backup" % options.path, 2, "name the database, or a copy of the backup")
-    report["database"].update(path=options.path)
-    check_targets(options)
-    if os.path.isfile(options.path):
-        report["database"].update(bytes_before=size_of(options.path))
-    if options.restore:
-        status = restore(options, out, report)
-    elif options.verify:
-        status = verify_database(options, out, report)
-    else:
-        status = migrate(options, out, report)
-    if report["status"] == "failed" and not status:
-        report["status"] = "done"
-    return status
-
-
-STATUSES = {0: "cancelled", 2: "usage", 3: "decision", 4: "locked",
-            129: "interrupted", 130: "interrupted", 143: "interrupted"}
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Parse, run, report; the exit status of DESIGN.md section 5."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    del SIGNALS[:], CHANGED[:]
-    with on_signal(lambda number, frame: SIGNALS.append(number)):
-        try:
-            options = make_parser().parse_args(arguments)
-        except Stop as error:
-            complain("error: %s; nothing was changed; %s" % (error, error.advice))
-            return error.status
-        return run_and_report(options)
-
-
-def run_and_report(options: argparse.Namespace) -> int:
-    """Do what the options say, explain what goes wrong, write the report; the exit status."""
-    options.report_allowed = options.sample = False
-    out = Output(sys.stderr if options.report == "-" else sys.stdout, options.quiet, options.verbose)
-    report, started = new_report(options), time.monotonic()
+def write_file(path: str, text: str) -> None:
+    """Write a report or script; raises Stop where that fails."""
     try:
-        status = dispatch(options, out, report)
+        with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise Stop(f"{path} could not be written: {error.strerror}", 1, "name another file") from None
+
+
+def name_leftovers(path: str) -> None:
+    """Name what killed runs have left beside the database and in the temporary folder."""
+    import glob
+    import tempfile
+    for start in (f"{glob.escape(path)}*{PARTIAL}", f"{glob.escape(tempfile.gettempdir())}/{SNAPSHOT}"):
+        for found in glob.glob(start + "*"):
+            number = re.search(r"\d+", found[found.rindex(start[-9:]):])
+            try:
+                os.kill(int(number[0]) if number else 0, 0)
+            except OSError:
+                OUT.say(f"A killed run has left {found}; it can be deleted")
+
+
+STATUSES = {0: "cancelled", 1: "failed", 2: "usage", 3: "decision", 4: "locked"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, report; the exit status of DESIGN.md section 5."""
+    global OUT
+    import json
+    arguments, started = [*(sys.argv[1:] if arguments is None else arguments)], time.monotonic()
+    try:
+        options = make_parser().parse_args(arguments)
+    except Stop as wrong:
+        say_error(wrong)
+        return wrong.status
+    options.arguments, options.path, options.sample, status = arguments, "", False, 0
+    OUT = Output(options)
+    report, found = OUT.report, OUT.report["database"]
+    try:
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise Stop(f"SQLite {sqlite3.sqlite_version} is too old", 2, "3.34 or newer is needed")
+        OUT.database = found["path"] = options.path = find_database(options)
+        check_flags(options)
+        name_leftovers(options.path)
+        found["bytes_before"] = size_of(options.path)
+        (restore if options.restore else verify_database if options.verify else migrate)(options)
     except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
         stop = error if isinstance(error, Stop) else explain(error)
         status = stop.status
-        report.update(status=STATUSES.get(status, "failed"), message=str(stop))
-        said = " ".join("; ".join([str(stop), CHANGED[0] if CHANGED else "nothing was changed", *report["warnings"],
-                                   stop.advice]).rstrip("; ").split())
-        out.write("", end="")
-        if status:
-            complain("error: " + said)
-        else:
-            out.write(said[0].upper() + said[1:])
+        if report["status"] == "failed":
+            report["status"] = STATUSES.get(status, "interrupted")
+        report["message"] = say_error(stop)
     report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
-    finish_report(options, report)
+    found["bytes_after"] = size_of(options.path)
+    text = json.dumps(report, indent=2, default=repr) + "\n"
+    if options.report == "-":
+        OUT.stream = sys.stdout
+        OUT.write(text, end="")
+    elif options.report and report["status"] not in ("usage", "cancelled"):
+        try:
+            write_file(options.report, text)
+        except Stop as stop:  # by now no more than a warning
+            OUT.write(f"warning: {stop}")
     return status
 
 
-def complain(text: str) -> None:
+def say_error(stop: Stop) -> str:
+    """Say on standard error in one line what ended the run."""
+    changed = "" if OUT.committed else "nothing was changed"
+    said = "; ".join(filter(None, [str(stop), changed, *OUT.notes, stop.advice]))
+    OUT.write("", end="")
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(f"error: {said}" if stop.status else said, file=sys.stderr, flush=True)
+    return said
 
 
-def finish_report(options: argparse.Namespace, report: Dict[str, Any]) -> None:
-    """Write the report; by now a failure to do so is no more than a warning."""
-    path = getattr(options, "path", None)
-    if path and os.path.isfile(path):
-        report["database"].update(bytes_after=size_of(path))
-    text = json.dumps(report, indent=2) + "\n"
-    try:
-        if options.report == "-":
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        elif options.report and options.report_allowed and report["status"] != "cancelled":
-            write_file(options.report, text)
-    except (AttributeError, OSError, ValueError) as error:
-        complain("warning: the report could not be written: %s" % error)
-
+OUT = Output(make_parser().parse_args(["--quiet"]))
 
 if __name__ == "__main__":
-    exit_status = main()
-    for late in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(late, signal.SIG_IGN)  # what was done and said stands
-    sys.exit(exit_status)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, on_signal)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        exit_status = main()
+    except SystemExit as end:  # --help, --version
+        exit_status = int(end.code or 0)
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)  # what was done and said stands
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(exit_status)  # Python would complain of a closed pipe or a full disk, with status 120

@@ -1,271 +1,405 @@
-"""The migration runs, end to end, on every generation of the schema."""
+"""End to end: every generation arrives at the target, by every way there is."""
+import contextlib
+import json
 import os
-import pathlib
-import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 
 import pytest
-from databases import FIRST_SCRIPT, GENERATIONS, build, populate
+from databases import FIRST_SCRIPT, GENERATIONS, build
 from helpers import (
     ROOT,
     SAMPLE,
-    SCRIPT,
     TABLES,
     assert_kept,
     content,
     derive,
     digest,
+    environment,
+    folder_state,
+    product,
     query,
+    rewrite,
     run,
     schema,
     script,
     stored_roots,
+    whole,
 )
 
-import migrate_database_improvements as product
+
+def version_1(path):
+    """A database that version 1 has migrated, a row of its quarantine and an owner's trigger too."""
+    with contextlib.closing(sqlite3.connect(str(path))) as connection:
+        connection.executescript((ROOT / "fixtures" / "version-1.sql").read_text(encoding="utf-8"))
+    return str(path)
 
 
-def target_columns(path):
-    return {table: {row[1] for row in query(path, "PRAGMA table_info(%s)" % table)} for table in TABLES}
+def assert_target(path):
+    """Everything of DESIGN.md section 3 is there."""
+    texts = {row[1]: row[3] for row in schema(path)}
+    for table, columns in product.TABLES.items():
+        found = {row[1].lower(): row for row in query(path, f"PRAGMA table_info({table})")}
+        assert columns.keys() <= found.keys()
+        assert found["root_id"][2].upper() == "VARCHAR" and found["root_id"][3:5] == (1, "''")
+        keys = {(row[3].lower(), row[2].lower(), row[6])
+                for row in query(path, f"PRAGMA foreign_key_list({table})")}
+        assert ("root_id", "goals", "CASCADE") in keys
+        assert {(column, parent) for name, column, parent in product.REFERENCES
+                if (name, column) in product.ADDED_REFERENCES and name == table} <= {
+                    key[:2] for key in keys}
+        checks = product.declared_checks(
+            query(path, "SELECT sql FROM sqlite_master WHERE lower(name) = ?", table)[0][0])
+        assert {name: expression for name, (owner, expression) in product.ALL_CHECKS.items()
+                if owner == table}.items() <= checks.items()
+        for row in found.values():
+            assert not row[2].upper().startswith("STRING")
+    for name, on in product.INDEXES.items():
+        assert texts[name] == f"CREATE INDEX {name} ON {on}"
+    for name, (table, columns) in product.UNIQUE_NAMES.items():
+        assert texts[name] == (f"CREATE UNIQUE INDEX {name} ON {table} ({columns}) "
+                               "WHERE deleted_at IS NULL")
+    created = [row[0] for row in query(path, "SELECT name FROM sqlite_master WHERE type = 'table' "
+                                       "AND rootpage ORDER BY rowid") if row[0] in TABLES]
+    assert created == TABLES
 
 
-def test_dry_run_of_a_fresh_clone_rehearses_the_sample(tmp_path):
-    clone = tmp_path / "clone"
-    (clone / "fixtures").mkdir(parents=True)
-    shutil.copy(str(SCRIPT), str(clone))
-    shutil.copy(str(SAMPLE), str(clone / "fixtures"))
-    before = digest(clone / "fixtures" / "sample.db")
-    said = run("--dry-run", cwd=clone, script=clone / SCRIPT.name).stdout
-    assert "bundled sample" in said
-    assert re.findall(r"\[\d/5\]", said) == ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"]
-    assert re.search(r"activity_instances +120 backfilled", said) and "rows copied and proven" in said
-    assert digest(clone / "fixtures" / "sample.db") == before
-    assert os.listdir(str(clone / "fixtures")) == ["sample.db"]
-
-
-def test_live_run_migrates_backs_up_and_a_second_run_changes_no_byte(database):
-    before = content(database), schema(database)
-    said = run(database, "--yes").stdout
-    backups = [name for name in os.listdir(os.path.dirname(database)) if "backup" in name]
-    assert len(backups) == 1 and backups[0] in said
-    backup = os.path.join(os.path.dirname(database), backups[0])
-    assert (content(backup), schema(backup)) == before
-    after = digest(database)
-    assert "Nothing to do" in run(database, "--yes").stdout
-    assert digest(database) == after
-    assert sorted(os.listdir(os.path.dirname(database))) == ["goals.db", backups[0]]
-
-
-@pytest.mark.parametrize("generation", GENERATIONS)
-def test_every_generation_reaches_the_target(tmp_path, generation):
-    path = build(tmp_path / "goals.db", generation)
+@pytest.mark.parametrize("generation", [*GENERATIONS, "version 1", "version 1, quick win"])
+def test_every_generation_arrives_with_every_value_and_the_right_roots(tmp_path, generation):
+    path = tmp_path / "goals.db"
+    if generation in GENERATIONS:
+        build(path, generation)
+    else:
+        version_1(path)
+    if generation.endswith("quick win"):  # as its --phases columns,backfill,indexes left a table
+        rewrite(path, "metric_values", " DEFAULT CURRENT_TIMESTAMP", " DEFAULT (+NULL)")
     before, expected = content(path), derive(path)
     run(path, "--yes", "--no-backup")
-    assert_kept(before, content(path))
-    assert stored_roots(path) == {table: roots for table, roots in expected.items()}
-    for table, columns in target_columns(path).items():
-        assert set(product.TABLES[table]) <= columns
-    names = {row[1] for row in schema(path)}
-    assert set(product.INDEXES) | set(product.UNIQUE_NAMES) <= names
-    ddl = " ".join(row[3] for row in schema(path) if row[0] == "table")
-    assert all("CONSTRAINT %s CHECK" % check in ddl for check in product.CHECKS)
-    assert ddl.count("NOT NULL ON CONFLICT REPLACE DEFAULT ''") == 8
-    assert "STRING" not in ddl.upper().replace("STRINGS", "")
-    assert "Nothing to do" in run(path, "--yes").stdout
+    after = content(path)
+    assert_kept({name: rows for name, rows in before.items() if name != "migration_log"}, after)
+    assert stored_roots(path) == expected
+    assert_target(path)
+    for _, now, default in query(path, "SELECT cid, name, dflt_value FROM pragma_table_info("
+                                 "'metric_values') WHERE name IN ('created_at', 'updated_at')"):
+        assert default == "CURRENT_TIMESTAMP", now
+    before = digest(path)
+    assert "Nothing to do" in run(path, "--yes").out
+    assert digest(path) == before
     run(path, "--verify")
 
 
+def test_version_1s_triggers_go_and_its_quarantine_stays(tmp_path):
+    path = version_1(tmp_path / "goals.db")
+    kept = content(path)["migration_quarantine"]
+    report = tmp_path / "r.json"
+    run(path, "--yes", "--no-backup", "--report", report)
+    names = {row[1] for row in schema(path) if row[0] == "trigger"}
+    assert "trg_goals_audit" in names and not names & {"trg_goals_orphan", "trg_goals_refill"}
+    assert content(path)["migration_quarantine"] == kept
+    assert json.loads(report.read_text())["quarantined_by_version_1"] == 1
+
+
 @pytest.mark.parametrize("steps", range(0, len(FIRST_SCRIPT) + 1, 3))
-def test_half_migrated_anywhere_reaches_the_same_schema(tmp_path, steps):
+def test_a_first_script_that_stopped_anywhere_is_completed(tmp_path, steps):
     path = build(tmp_path / "goals.db", "half-migrated", steps=steps, instances=4)
     expected = derive(path)
     run(path, "--yes", "--no-backup")
     assert stored_roots(path) == expected
-    for table, columns in target_columns(path).items():
-        assert set(product.TABLES[table]) <= columns
-    indexed = dict(query(path, "SELECT name, sql FROM sqlite_master WHERE type = 'index'"))
-    assert indexed["idx_goals_type"] == "CREATE INDEX idx_goals_type ON goals (type)"
+    assert_target(path)
 
 
-def test_columns_that_alter_table_left_before_a_comment_are_edited_right(tmp_path):
-    path = build(tmp_path / "goals.db", fill=None)
-    script(path, "DROP TABLE metric_values", """CREATE TABLE metric_values (
-        id VARCHAR PRIMARY KEY, -- it's the key, (not "rowid")
-        activity_instance_id VARCHAR NOT NULL, metric_definition_id VARCHAR NOT NULL
-        /* CHECK (0), FOREIGN KEY */, value FLOAT DEFAULT (1, -- ) one
-        ) NOT NULL -- the last, REFERENCES nothing
-        )""".replace("(1, -- ) one\n        )", "(1 -- ) one\n        )"),
-           "ALTER TABLE metric_values ADD COLUMN root_id STRING",
-           "ALTER TABLE metric_values ADD COLUMN split_definition_id STRING")
-    populate_db(path)
-    run(path, "--yes", "--no-backup")
-    ddl = dict(query(path, "SELECT name, sql FROM sqlite_master WHERE type = 'table'"))["metric_values"]
-    for comment in ("-- it's the key, (not \"rowid\")", "/* CHECK (0), FOREIGN KEY */", "-- ) one",
-                    "-- the last, REFERENCES nothing"):
-        assert comment in ddl
-    assert {row[3]: row[6] for row in query(path, "PRAGMA foreign_key_list(metric_values)")} == {
-        "root_id": "CASCADE", "split_definition_id": "RESTRICT"}
-    assert "Nothing to do" in run(path, "--yes").stdout
+LISTS = ["SELECT id FROM goals WHERE parent_id = 'goal-0-00'",
+         "SELECT id FROM goals WHERE parent_id IS NULL",
+         "SELECT id FROM activity_definitions WHERE root_id = 'goal-1-00'",
+         "SELECT id FROM metric_definitions WHERE activity_id = 'activity-0-0'",
+         "SELECT id FROM activity_instances WHERE practice_session_id = 'session-0-0'"]
 
 
-def populate_db(path):
-    connection = sqlite3.connect(path)
-    populate(connection, instances=5)
-    connection.commit()
-    connection.close()
+@pytest.mark.parametrize("generation", ["production", "models", "half-migrated"])
+@pytest.mark.parametrize("flags", [[], ["--without-constraints"]])
+def test_lists_without_order_by_keep_their_order(tmp_path, generation, flags):
+    path = build(tmp_path / "goals.db", generation)
+    script(path, "UPDATE goals SET type = char(90 - rowid % 5) || type WHERE type <> "
+           "'PracticeSession' AND type <> 'Step'" if generation != "models" else "SELECT 1")
+    before = [query(path, sql) for sql in LISTS]
+    run(path, "--yes", "--no-backup", *flags)
+    assert [query(path, sql) for sql in LISTS] == before
 
 
-def test_a_tree_of_100000_levels_is_no_problem(tmp_path):
-    path = build(tmp_path / "goals.db", fill=None)
-    connection = sqlite3.connect(path)
-    connection.executemany("INSERT INTO goals (id, type, name, parent_id) VALUES (?, 'MidTermGoal', 'g', ?)",
-                           [("g%d" % n, "g%d" % (n - 1) if n else None) for n in range(100000)])
-    connection.commit()
-    connection.close()
-    run(path, "--yes", "--no-backup")
-    assert query(path, "SELECT root_id, count(*) FROM goals GROUP BY 1") == [("g0", 100000)]
+def test_indexes_that_were_created_out_of_order_are_made_anew(migrated):
+    script(migrated, "DROP INDEX idx_goals_parent_type",
+           "CREATE INDEX idx_goals_parent_type ON goals (parent_id, type)")
+    run(migrated, "--yes", "--no-backup")
+    names = [row[0] for row in query(migrated, "SELECT name FROM sqlite_master WHERE type = 'index' "
+                                     "AND tbl_name = 'goals' AND sql > '' ORDER BY rowid")]
+    assert names == [name for name, table in product.INDEXED_TABLE.items() if table == "goals"]
 
 
-def test_sessions_follow_the_rules(tmp_path):
-    path = build(tmp_path / "goals.db", fill=None)
-    goal = "INSERT INTO goals (id, type, name, parent_id, root_id) VALUES (?, ?, 'n', ?, ?)"
-    link = "INSERT INTO practice_session_goals VALUES (?, ?)"
-    script(path, (goal, ("a", "UltimateGoal", None, "stale")), (goal, ("b", "UltimateGoal", None, None)),
-           (goal, ("a1", "MidTermGoal", "a", "b")),
-           (goal, ("s-linked", "PracticeSession", None, "s-linked")), (link, ("s-linked", "a1")),
-           (goal, ("s-both", "PracticeSession", None, "b")), (link, ("s-both", "a1")), (link, ("s-both", "b")),
-           (goal, ("s-stored", "PracticeSession", None, "gone")),
-           (goal, ("s-bare", "PracticeSession", None, "")),
-           (goal, ("s-child", "PracticeSession", "a1", None)),
-           (goal, ("s-lost", "PracticeSession", "missing", "b")),
-           (goal, ("under", "MidTermGoal", "s-linked", None)),
-           (goal, ("s-far", "PracticeSession", None, None)), (link, ("s-far", "under")),
-           (goal, ("lost", "MidTermGoal", "missing", "a")))
-    run(path, "--yes", "--no-backup")
-    assert dict(query(path, "SELECT id, root_id FROM goals")) == {
-        "a": "a", "b": "b", "a1": "a", "s-linked": "a", "s-both": "b", "s-stored": "gone", "s-bare": "s-bare",
-        "s-child": "a", "s-lost": "s-lost", "under": "a", "s-far": "a", "lost": "lost"}
-
-
-def test_odd_ids_and_values_survive_as_they_are(tmp_path):
-    path = build(tmp_path / "goals.db", instances=3)
-    odd = ["007", "1e3", " 12 ", "\U0001f3af", "a\0b", "it's \"quoted\"; --\n", "x" * 10_000_000, ""]
-    for number, value in enumerate(odd):
-        identity = value or "empty-name"
-        script(path, ("INSERT INTO goals (id, type, name, description) VALUES (?, 'MidTermGoal', ?, ?)",
-                      (identity if len(identity) < 99 else "big", value, value)),
-               ("INSERT INTO session_templates (id, root_id, name, template_data) VALUES (?, ?, ?, ?)",
-                ("t%d" % number, "goal-0-00", "odd %d" % number, value.encode("utf-8"))))
-    script(path, ("INSERT INTO goals (id, type, name, targets) VALUES ('blob', 'MidTermGoal', ?, ?)", (b"\0\xff", 5)),
-           "INSERT INTO goals (id, type, name, description) VALUES ('nulls', 'MidTermGoal', 'n', NULL)")
-    before = content(path)
-    run(path, "--yes", "--no-backup")
+@pytest.mark.parametrize("generation", ["early", "production", "models", "later"])
+def test_the_quick_win_is_completed_by_a_later_run(tmp_path, generation):
+    path, at_once = (build(tmp_path / name, generation) for name in ("goals.db", "whole.db"))
+    before, expected = content(path), derive(path)
+    run(path, "--yes", "--no-backup", "--without-constraints")
     assert_kept(before, content(path))
-    assert stored_roots(path) == derive(path)
-
-
-def test_numbers_in_string_columns_become_the_text_that_reads_back(tmp_path):
-    path = build(tmp_path / "goals.db", "development", instances=3)
-    values = [7, 0.1 + 0.2, 1e300, 2.5, "text", b"\1", None, 2 ** 53 + 1]
-    for number, value in enumerate(values):
-        script(path, ("UPDATE activity_instances SET notes = ? WHERE rowid = ?", (value, number + 1)))
+    assert stored_roots(path) == expected
+    names = {row[1] for row in schema(path)}
+    assert {*product.INDEXES} <= names and not names & {*product.UNIQUE_NAMES}
+    assert "complete but for the constraints, as chosen" in run(path, "--verify").out
+    assert "Nothing to do" in run(path, "--yes", "--without-constraints").out
+    script(path, "INSERT INTO goals (id, type, name, parent_id) VALUES ('new', 'Step', 'n', "
+           "'goal-0-03')")
+    assert query(path, "SELECT root_id FROM goals WHERE id = 'new'") == [("goal-0-00",)]
+    script(path, "DELETE FROM goals WHERE id = 'new'")
     run(path, "--yes", "--no-backup")
-    found = [row[0] for row in query(path, "SELECT notes FROM activity_instances ORDER BY rowid LIMIT 8")]
-    assert found[4:7] == ["text", b"\1", None] and all(isinstance(v, str) for v in found[:4])
-    assert [float(v) for v in found[:4]] == values[:4] and found[7] == str(2 ** 53 + 1) and found[0] == "7"
+    run(at_once, "--yes", "--no-backup")
+    assert_target(path)
+    assert whole(path)[0] == whole(at_once)[0]
+    assert "consistent" in run(path, "--verify").out
 
+
+def test_a_split_table_that_was_dropped_comes_back_older_than_the_values(migrated):
+    script(migrated, "DROP TABLE split_definitions")
+    run(migrated, "--yes", "--no-backup")
+    assert_target(migrated)
+    script(migrated, "INSERT INTO split_definitions (id, activity_id, name) VALUES "
+           "('s', 'activity-1-0', 'n')", "UPDATE metric_values SET split_definition_id = 's' "
+           "WHERE root_id = 'goal-1-00'")
+    script(migrated, "UPDATE metric_values SET split_definition_id = NULL WHERE "
+           "split_definition_id <> 's'", "DELETE FROM goals WHERE id = 'goal-1-00'",
+           foreign_keys=True)
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_output_and_script_give_what_the_live_run_gives(tmp_path, journal):
+    path = build(tmp_path / "goals.db", "half-migrated", journal=journal)
+    script(path, "INSERT INTO session_templates (id, root_id, name) VALUES ('t', 'goal-0-00', "
+           "'Template')", "INSERT INTO metric_definitions (id, activity_id, name) "
+           "VALUES ('lost', 'no', 'n')", "CREATE INDEX open_end ON goals (name) -- to do")
+    os.chmod(path, 0o640)
+    replayed = shutil.copy(path, tmp_path / "replayed.db")
+    before = digest(path)
+    run(path, "--output", tmp_path / "copy.db", "--repair")
+    assert digest(path) == before and os.stat(tmp_path / "copy.db").st_mode & 0o777 == 0o640
+    run(path, "--yes", "--no-backup", "--repair", "--sql", tmp_path / "run.sql")
+    made = f"UPDATE goals SET created_at = NULL WHERE id = '{product.RECOVERED}'"
+    script(path, made)
+    script(tmp_path / "copy.db", made)
+    assert whole(tmp_path / "copy.db") == whole(path)
+    replay(replayed, tmp_path / "run.sql", "Done: the database is migrated.", 0)
+    script(replayed, made, "DROP INDEX open_end")  # its comment's last line has an end now
+    script(path, "DROP INDEX open_end")
+    assert whole(replayed) == whole(path)
+    run(replayed, "--verify")
+    other = build(tmp_path / "other.db", "half-migrated", instances=2)
+    before = digest(other)
+    replay(other, tmp_path / "run.sql", "this is not the database that the script was made from", 1)
+    assert digest(other) == before
+
+
+def replay(path, text, words, status):
+    if not shutil.which("sqlite3"):
+        pytest.skip("the sqlite3 shell is not installed")
+    with open(text, encoding="utf-8") as commands:  # the shell comes with a library of its own
+        done = subprocess.run(["sqlite3", path], stdin=commands, capture_output=True, text=True,
+                              env=environment(LD_LIBRARY_PATH=""))
+    assert (done.returncode != 0) == bool(status) and words in done.stdout + done.stderr
+    assert status or done.stdout.strip() == words
+
+
+def test_a_script_that_can_not_be_written_changes_nothing(database):
+    before = folder_state(database)
+    run(database, "--yes", "--sql", "/dev/full", status=1)
+    assert folder_state(database) == before
+
+
+# ---- verification -----------------------------------------------------------------------------
 
 BREAKS = {
-    "root_id": ["DROP TRIGGER trg_metric_values_guard", "UPDATE metric_values SET root_id = 'goal-1-00' "
-                "WHERE id = 'value-00001-0'"],
+    "wrong or empty root_id": ["DROP TRIGGER trg_metric_values_guard", "UPDATE metric_values SET "
+                               "root_id = 'goal-1-00' WHERE id = 'value-00001-0'"],
     "index idx_goals_root_type": ["DROP INDEX idx_goals_root_type"],
     "index uq_session_templates_root_name": ["DROP INDEX uq_session_templates_root_name"],
     "trigger trg_goals_move": ["DROP TRIGGER trg_goals_move"],
-    "chk_metric_values_non_negative": [
-        "PRAGMA writable_schema = ON", "UPDATE sqlite_master SET sql = replace(sql, 'CHECK (value >= 0)', 'CHECK (1)') "
-        "WHERE name = 'metric_values'"],
-    "activity_instance_id": ["DELETE FROM activity_instances WHERE id = 'instance-00001'"],
-    "sort_order": ["PRAGMA writable_schema = ON", "UPDATE sqlite_master SET sql = "
-                   "replace(sql, '\"sort_order\"', '\"sorted\"') WHERE name = 'goals'"],
+    "worse does not compile": ["CREATE VIEW worse AS SELECT no_such FROM goals"],
+    "no_such_table": ["CREATE TRIGGER mine AFTER UPDATE ON goals BEGIN "
+                      "INSERT INTO no_such_table VALUES (1); END"],
+    "a ring of links": ["INSERT INTO practice_session_goals VALUES ('session-0-1', 'session-0-2'), "
+                        "('session-0-2', 'session-0-1')"],
 }
 
 
-@pytest.mark.parametrize("named", sorted(BREAKS))
+@pytest.mark.parametrize("named", BREAKS)
 def test_verify_names_what_is_broken(migrated, named):
     before = digest(migrated)
     run(migrated, "--verify")
     assert digest(migrated) == before
     script(migrated, *BREAKS[named])
-    assert named in run(migrated, "--verify", status=1).stdout
+    said = run(migrated, "--verify", status=1).err
+    assert named in said and len(said.splitlines()[0]) <= 200 and "fault" in said.splitlines()[0]
 
 
-def test_a_fault_in_verification_rolls_everything_back(database, tmp_path):
-    """A copy that loses a value, by a copy of the script with one word changed."""
-    broken = tmp_path / "broken.py"
-    text = SCRIPT.read_text(encoding="utf-8")
-    assert "source, where))\n" in text
-    broken.write_text(text.replace("SELECT %s %s WHERE %s\" % (", "SELECT %s %s WHERE o.rowid > 1 AND %s\" % (", 1), encoding="utf-8")
+@pytest.mark.parametrize("table, old, new, named", [
+    ("metric_values", "CHECK (value >= 0)", "CHECK (1)", "lacks chk_metric_values_non_negative"),
+    ("goals", '"sort_order"', '"sorted"', "goals.sort_order is missing"),
+    ("goals", "ON DELETE CASCADE", "", "goals lacks a constraint")])
+def test_verify_names_what_a_text_lacks(migrated, table, old, new, named):
+    rewrite(migrated, table, old, new)
+    assert named in run(migrated, "--verify", status=1).err
+    run(migrated, "--yes", "--no-backup")
+    run(migrated, "--verify")
+    assert "Nothing to do" in run(migrated, "--yes").out
+
+
+def test_what_the_app_does_daily_is_no_fault(migrated, tmp_path):
+    script(migrated, "DELETE FROM activity_instances WHERE id = 'instance-00001'",
+           "DELETE FROM goals WHERE id = 'goal-1-00'",
+           "UPDATE activity_instances SET activity_definition_id = 'activity-1-0' WHERE rowid = 5",
+           "INSERT INTO practice_session_goals VALUES ('session-0-1', 'goal-2-03')")
+    report = tmp_path / "r.json"
+    said = run(migrated, "--verify", "--report", report).out
+    found = json.loads(report.read_text())
+    lost = query(migrated, "SELECT count(*) FROM metric_values WHERE activity_instance_id NOT IN "
+                 "(SELECT id FROM activity_instances)")[0][0]
+    assert found["references_to_missing_rows"]["metric_values.activity_instance_id"] == lost > 0
+    crossing = found["crossing_fractals"]
+    assert crossing["activity_instances.activity_definition_id"]["ids"] == ["instance-00005"]
+    assert crossing["practice_session_goals"]["count"] == 1
+    for one in crossing.values():
+        assert len(query(migrated, one["query"])) == one["count"]
+    assert "references to missing rows, 2 rows of two fractals" in said
+
+
+@pytest.mark.parametrize("logged", [
+    "{}", "[]", "null", "x", '{"options": {}}',
+    '{"options": {"skip_constraint": "x"}, "not_compiling": [1], "checks": 5}'])
+def test_an_odd_log_is_no_obstacle(migrated, logged):
+    script(migrated, ("INSERT INTO migration_log (run_at, script_version, sqlite_version, report) "
+                      "VALUES ('', '', '', ?)", (logged,)))
+    run(migrated, "--yes")
+    run(migrated, "--verify", status=None)
+
+
+def test_verify_of_what_is_not_migrated_says_just_that(database):
+    said = run(database, "--verify", status=1)
+    assert said.out == "" and "is not migrated" in said.err
+
+
+def test_a_damaged_index_of_a_migrated_database_is_not_nothing_to_do(migrated):
+    page, = query(migrated, "SELECT rootpage FROM sqlite_master WHERE name = 'idx_goals_type'")
+    script(migrated, "PRAGMA writable_schema = ON", (
+        "UPDATE sqlite_master SET rootpage = ? WHERE name = 'idx_goals_created_at'", page))
+    for flag in ("--yes", "--verify"):
+        assert "damaged" in run(migrated, flag, status=1).err
+
+
+@pytest.mark.parametrize("before, statement, named", [
+    ("CREATE TABLE archive AS SELECT * FROM metric_values WHERE 0",
+     "CREATE TRIGGER keep AFTER DELETE ON metric_values BEGIN "
+     "INSERT INTO archive SELECT * FROM metric_values WHERE id = OLD.id; END", "metric_values"),
+    ("CREATE VIEW quick AS SELECT id, root_id, name FROM session_templates",
+     "CREATE TRIGGER quick_insert INSTEAD OF INSERT ON quick BEGIN INSERT INTO session_templates "
+     "VALUES (NEW.id, NEW.root_id, NEW.name, NULL, NULL, NULL); END", "INSERT quick"),
+    ("CREATE VIEW old AS SELECT root_id FROM activity_definitions d, activity_groups g",
+     "CREATE VIEW report AS SELECT root_id, value FROM metric_values, goals", "SELECT report")])
+@pytest.mark.parametrize("flags", [[], ["--without-constraints"]])
+def test_what_new_columns_break_is_named_and_rolled_back(database, before, statement, named, flags):
+    script(database, before, statement)
+    kept = folder_state(database)
+    for flag in ("--dry-run", "--yes"):
+        said = run(database, flag, *flags, status=1).err
+        assert named in said and "does not compile any more" in said and "SELECT old" not in said
+    assert folder_state(database) == kept
+
+
+def test_what_was_broken_before_stays_as_it_is(database):
+    broken = ["CREATE TRIGGER broken AFTER DELETE ON goals BEGIN INSERT INTO gone VALUES (1); END",
+              "CREATE VIEW empty AS SELECT nil FROM nowhere",
+              "CREATE TRIGGER told AFTER INSERT ON goals BEGIN SELECT app_notify(NEW.id); END"]
+    script(database, *broken)
+    run(database, "--yes", "--no-backup")
+    assert {*broken} <= {row[3] for row in schema(database)}
+    run(database, "--verify")
+
+
+def test_repairs_that_violate_an_owners_foreign_key_are_rolled_back(database):
+    script(database, "INSERT INTO session_templates (id, root_id, name) VALUES ('t', 'goal-0-00', "
+           "'Template')", "CREATE UNIQUE INDEX both ON session_templates (id, name)",
+           "CREATE TABLE note (a, b, FOREIGN KEY (a, b) REFERENCES session_templates (id, name))",
+           "INSERT INTO note VALUES ('t', 'Template')", "INSERT INTO note VALUES ('gone', 'x')")
+    said = run(database, "--yes", "--repair", status=1).err
+    assert "note: the row of rowid 1 refers to no row of session_templates any more" in said
+
+
+def test_a_conflict_clause_of_the_owner_drops_no_row_in_silence(database):
+    script(database, "DROP TABLE session_templates", "CREATE TABLE session_templates (id VARCHAR "
+           "PRIMARY KEY, root_id VARCHAR, name VARCHAR, UNIQUE (name) ON CONFLICT REPLACE)",
+           "INSERT INTO session_templates VALUES ('a', 'r', 'x'), ('b', 'r', 'y')",
+           "PRAGMA writable_schema = ON", "UPDATE sqlite_master SET sql = replace(sql, 'UNIQUE "
+           "(name)', 'UNIQUE (root_id)') WHERE name = 'session_templates'")
     before = digest(database)
-    done = run(database, "--yes", "--no-backup", status=1, script=broken)
-    assert "differs" in done.stderr and "nothing was changed" in done.stderr
-    assert digest(database) == before
-    broken.write_text(text.replace('{c.name: "r.root" if', '{c.name: "COALESCE(NULLIF(r.stored, \'\'), r.root)" if'), encoding="utf-8")
-    done = run(database, "--yes", "--no-backup", status=1, script=broken)
-    assert "wrong or empty root_id" in done.stderr
-    assert digest(database) == before
+    run(database, "--yes", "--no-backup", status=None)
+    assert digest(database) == before or len(content(database)["session_templates"]) == 2
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_app_code_old_and_new_works(tmp_path, generation):
+    """Old code names the columns it knew, unset ones NULL; new code names the others too."""
+    path = build(tmp_path / "goals.db", generation, instances=2)
+    columns = [{table: [row[1] for row in query(path, f"PRAGMA table_info({table})")]
+                for table in TABLES} for _ in (0, run(path, "--yes", "--no-backup"))]
+    for release, known in zip("on", columns):
+        rows = {
+            "goals": dict(id=release + "g", type="MidTermGoal", name="n", parent_id="goal-0-03"),
+            "activity_definitions": dict(id=release + "a", root_id="goal-0-00", name=release),
+            "metric_definitions": dict(id=release + "m", activity_id=release + "a", name="n",
+                                       unit="kg"),
+            "activity_instances": dict(
+                id=release + "i", practice_session_id="session-0-0", session_id="session-0-0",
+                activity_definition_id=release + "a"),
+            "metric_values": dict(id=release + "v", activity_instance_id=release + "i",
+                                  metric_definition_id=release + "m", value=1.5)}
+        for table, values in rows.items():
+            names = ", ".join(f'"{column}"' for column in known[table])
+            marks = ", ".join("?" * len(known[table]))
+            script(path, (f"INSERT INTO {table} ({names}) VALUES ({marks})",
+                          [values.get(column) for column in known[table]]))
+            assert query(path, f"SELECT root_id FROM {table} WHERE id = ?", values["id"]) == [
+                ("goal-0-00",)]
+        for table, values in reversed(rows.items()):
+            script(path, (f"DELETE FROM {table} WHERE {table}.id = ?", (values["id"],)))
+    run(path, "--verify")
+
+
+def test_the_report_names_what_was_corrected(database, tmp_path):
+    report = tmp_path / "r.json"
+    run(database, "--yes", "--no-backup", "--report", report)
+    found = json.loads(report.read_text())
+    assert len(found["corrections"]["goals"]) == found["tables"]["goals"]["corrected"] > 0
+    for identity, before, after in found["corrections"]["goals"]:
+        assert query(database, "SELECT root_id FROM goals WHERE id = ?", identity) == [(after,)]
+        assert before != after
+    logged = json.loads(query(database, "SELECT report FROM migration_log")[0][0])
+    assert logged.keys() == found.keys() and logged["tables"] == found["tables"]
+    assert logged["status"] == found["status"] == "done"
+    assert found["made_by"].startswith("migrate_database_improvements.py")
 
 
 def test_the_sample_is_what_its_maker_makes(tmp_path):
     made = tmp_path / "sample.db"
-    subprocess.run([sys.executable, str(ROOT / "tests" / "make_sample_db.py"), str(made)], check=True)
-    assert schema(made) == schema(SAMPLE)
-    assert content(made) == content(SAMPLE)
-    counts = [query(made, "SELECT count(*) FROM " + t)[0][0] for t in ("goals", "activity_instances", "metric_values")]
-    assert 55 <= counts[0] <= 70 and counts[1] == 120 and 290 <= counts[2] <= 310
+    build(made)
+    assert schema(made) == schema(SAMPLE) and content(made) == content(SAMPLE)
 
 
-def other_application(path):
-    script(path, "CREATE TABLE notes (id INTEGER PRIMARY KEY, text)", "INSERT INTO notes VALUES (1, 'x')")
-
-
-BAD = {
-    "missing": (lambda path: None, 2, "no such database"),
-    "folder": (lambda path: path.mkdir(), 2, "not a file"),
-    "empty": (lambda path: path.write_bytes(b""), 2, "is empty"),
-    "text": (lambda path: path.write_text("hello " * 999), 2, "not an SQLite database"),
-    "other": (other_application, 2, "no Fractal Goals database"),
-    "truncated": (lambda path: path.write_bytes(SAMPLE.read_bytes()[:40000]), 1, "damaged"),
-    "corrupt": (lambda path: path.write_bytes(SAMPLE.read_bytes()[:100] + b"\xa5" * 40000 + SAMPLE.read_bytes()[40100:]),
-                1, "damaged"),
-}
-
-
-@pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"], ["--verify"]])
-@pytest.mark.parametrize("kind", sorted(BAD))
-def test_bad_input_gets_one_clear_line(tmp_path, kind, flags):
-    make, status, words = BAD[kind]
-    path = tmp_path / "in put.db"
-    make(path)
-    before = path.read_bytes() if path.is_file() else None
-    done = run(path, *flags, status=status)
-    assert words in done.stderr and "nothing was changed" in done.stderr
-    assert (path.read_bytes() if path.is_file() else None) == before
-    assert os.listdir(str(tmp_path)) == ([] if kind == "missing" else ["in put.db"])
-
-
-@pytest.mark.parametrize("flags", [["--nonsense"], ["--phases", "x"], ["--skip-constraint", "x"], ["--timeout", "-1"],
-                                   ["--dry-run", "--verify"], ["--timeout", "soon"], ["a", "b"]])
-def test_wrong_flags_exit_2(database, flags):
-    before = digest(database)
-    assert "error: " in run(database, *flags, status=2).stderr
-    assert digest(database) == before
-
-
-def test_no_terminal_and_no_yes_is_refused(database):
-    before = digest(database)
-    assert "--yes" in run(database, status=2).stderr
-    assert digest(database) == before
-    assert pathlib.Path(database).parent.joinpath("goals.db").exists()
+def test_names_and_values_are_data_nowhere_sql(tmp_path):
+    path = build(tmp_path / "goals.db", instances=3)
+    odd = "x\"]`'; DROP TABLE goals; --\n"
+    quoted = odd.replace('"', '""')
+    script(path, f'CREATE TABLE "{quoted}" ("{quoted}" TEXT)', f'ALTER TABLE goals ADD "{quoted}"',
+           ("UPDATE goals SET name = ?", (odd,)),
+           *[("INSERT INTO session_templates (id, root_id, name) VALUES (?, 'goal-0-00', ?)",
+              (odd + end, odd)) for end in "12"])
+    before = content(path)
+    run(path, "--yes", "--no-backup", "--repair")
+    assert_kept(before, content(path), ("root_id", "name"))
+    run(path, "--verify")
