@@ -126,11 +126,13 @@ PARENTS: dict[str, list[tuple[str, str]]] = {
     "split_definitions": [("activity_id", "activity_definitions")],
     "activity_instances": [("practice_session_id", "goals"), ("session_id", "sessions")],
     "metric_values": [("activity_instance_id", "activity_instances")],
+    "session_metadata": [("session_id", "sessions"), ("session_id", "goals")],  # an extra
 }
 LAST_RESORTS: dict[str, list[tuple[str, str]]] = {
     "activity_instances": [("activity_definition_id", "activity_definitions")],
     "metric_values": [("metric_definition_id", "metric_definitions")],
 }
+EXTRAS = ("targets", "session-metadata", "audit-log")  # made where --extra asks for them
 RECOVERED = "recovered-by-migration"  # the goal that --repair makes for rows without any root
 
 # name -> table, expression. julianday() and date() compare points in time, whatever the
@@ -374,15 +376,20 @@ def derive_goals(db: Database, schema: Schema) -> None:
         pass
 
 
+def wrong_rows(schema: Schema, name: str) -> str:
+    """FROM and WHERE for the rows `c` whose stored root is not what the rule says of what is
+    stored."""
+    join, root = first_parent(schema, name)
+    return (f"FROM {name} c {join} WHERE COALESCE(c.root_id, '') IS NOT "
+            f"COALESCE({root}, {rule(schema, name, 'c')})")
+
+
 def audit(db: Database) -> Iterator[str]:
-    """A line for each table with rows whose stored root is not what the rule says of what is
-    stored: a derivation apart from `derive`, one pass a table."""
+    """A line for each table with wrong rows: a derivation apart from `derive`, in one pass."""
     schema = read_schema(db)
-    for name in TABLES:
-        join, root = first_parent(schema, name)
-        wrong = (f"FROM {name} c {join} WHERE COALESCE(c.root_id, '') IS NOT "
-                 f"COALESCE({root}, {rule(schema, name, 'c')})")
-        ids = db.column(f"SELECT c.id {wrong} LIMIT 4")
+    for name in [*TABLES, *(["session_metadata"] if "session_metadata" in schema else [])]:
+        wrong = wrong_rows(schema, name)
+        ids = db.column(f"SELECT c.{'id' if name in TABLES else 'session_id'} {wrong} LIMIT 4")
         if ids:
             rows = count(db.value(f"SELECT count(*) {wrong}"), "row")
             yield f"{name}: {rows} with a wrong or empty root_id, id {first(ids)}"
@@ -418,7 +425,7 @@ def triggers(schema: Schema) -> dict[str, str]:
         found[name] = (f"CREATE TRIGGER {name} AFTER {event} ON {table} WHEN {when}\n"
                        f"BEGIN\n    {body};\nEND")
 
-    for name in PARENTS:
+    for name in PARENTS.keys() & schema.keys():
         keep_own_root(add, schema, name)
     linked = follow_links(schema, "id IN (SELECT practice_session_id FROM practice_session_goals"
                                   " WHERE short_term_goal_id = NEW.id)")
@@ -496,6 +503,104 @@ def follow_links(schema: Schema, which: str) -> list[str]:
     root = rule(schema, "goals", "goals")
     return [f"UPDATE goals SET root_id = {root} WHERE {which} AND type = 'PracticeSession'"
             f" AND COALESCE(root_id, '') <> {root}"]
+
+
+# ---- extras: what --extra asks for; JSON as in https://sqlite.org/json1.html ------------------
+
+TARGETS = """json_each(CASE WHEN typeof(g.targets) = 'text' AND json_valid(g.targets) THEN
+                   CASE json_type(g.targets) WHEN 'array' THEN g.targets END END) t"""
+TARGET_OBJECTS = {
+    "goal_targets": f"""CREATE VIEW goal_targets AS
+    SELECT g.id AS goal_id, g.root_id, json_extract(t.value, '$.id') AS target_id,
+           json_extract(t.value, '$.activity_id') AS activity_id,
+           json_extract(t.value, '$.name') AS name,
+           json_extract(t.value, '$.description') AS description, t.key AS position
+    FROM goals g, {TARGETS}
+    WHERE g.targets IS NOT NULL AND t.type = 'object'""",
+    "goal_target_metrics": f"""CREATE VIEW goal_target_metrics AS
+    SELECT g.id AS goal_id, g.root_id, json_extract(t.value, '$.id') AS target_id,
+           json_extract(m.value, '$.metric_id') AS metric_id,
+           json_extract(m.value, '$.value') AS value
+    FROM goals g, {TARGETS}, json_each(
+        CASE WHEN t.type = 'object' THEN
+             CASE json_type(t.value, '$.metrics') WHEN 'array' THEN
+                  json_extract(t.value, '$.metrics') END END) m
+    WHERE g.targets IS NOT NULL AND m.type = 'object'""",
+    "idx_goals_targets":
+        "CREATE INDEX idx_goals_targets ON goals (root_id) WHERE targets IS NOT NULL",
+}
+AUDIT_LOG = """CREATE TABLE audit_log (
+    id INTEGER PRIMARY KEY,
+    at DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    table_name VARCHAR NOT NULL,
+    row_id VARCHAR,
+    root_id VARCHAR,
+    action VARCHAR NOT NULL,
+    old_values TEXT,
+    new_values TEXT
+)"""
+
+
+def session_metadata(schema: Schema) -> str:
+    sessions = "sessions" if "sessions" in schema else "goals"
+    return f"""CREATE TABLE session_metadata (
+    session_id VARCHAR NOT NULL REFERENCES {sessions}(id) ON DELETE CASCADE,
+    key VARCHAR NOT NULL,
+    value TEXT,
+    root_id VARCHAR {NOT_EMPTY} {IN_GOALS},
+    created_at {NOW},
+    updated_at {NOW},
+    PRIMARY KEY (session_id, key)
+)"""
+
+
+def extra_objects(schema: Schema, extras: Sequence[str]) -> dict[str, str]:
+    """The CREATE statement of every object of these extras, by name."""
+    found: dict[str, str] = {}
+    if "targets" in extras:
+        found.update(TARGET_OBJECTS)
+    if "session-metadata" in extras:
+        found["session_metadata"] = session_metadata(schema)
+    if "audit-log" in extras:
+        found["audit_log"] = AUDIT_LOG
+        found["trg_audit_log_update"] = (
+            "CREATE TRIGGER trg_audit_log_update BEFORE UPDATE ON audit_log\n"
+            "BEGIN\n    SELECT RAISE(ABORT, 'an entry of audit_log cannot be changed');\nEND")
+        for name in schema.of_target():
+            for action, old, new in (("insert", "", "NEW"), ("update", "OLD", "NEW"),
+                                     ("delete", "OLD", "")):
+                found[f"trg_{name}_audit_{action}"] = audit_trigger(schema, name, action, old, new)
+    return found
+
+
+def audit_trigger(schema: Schema, name: str, action: str, old: str, new: str) -> str:
+    """The trigger that logs what one action changes; `old` and `new` are the rows it has. A root
+    that a trigger fills or moves is no change, so a root is compared where none does."""
+    row = new or old
+    columns = [column.name for column in schema[name].columns.values()
+               if not (column.hidden or column.name.lower() == "root_id" and name in PARENTS)]
+
+    def value(of: str, column: str) -> str:
+        return f"{of}.{quote(column)}" if of else "NULL"
+
+    def as_json(of: str, values: str) -> str:
+        text = f"CASE typeof({values}) WHEN 'blob' THEN hex({values}) ELSE {values} END"
+        return f"json_group_object(name, {text})" if of else "NULL"
+
+    changes = ",\n            ".join(
+        f"({literal(column)}, {value(old, column)}, {value(new, column)})" for column in columns)
+    return f"""CREATE TRIGGER trg_{name}_audit_{action} AFTER {action.upper()} ON {name}
+BEGIN
+    INSERT INTO audit_log (table_name, row_id, root_id, action, old_values, new_values)
+    SELECT '{name}', {row}.id, {rule(schema, name, row)}, '{action}', old_values, new_values
+    FROM (
+        WITH changes(name, old, new) AS (VALUES
+            {changes})
+        SELECT count(*) AS n, {as_json(old, "old")} AS old_values,
+               {as_json(new, "new")} AS new_values
+        FROM changes WHERE old IS NOT new COLLATE BINARY)
+    WHERE n > 0;
+END"""
 
 
 # ---------------------------------------------------------------------------------------
@@ -665,7 +770,7 @@ def read_schema(db: Database) -> Schema:
     """The app's tables. Raises Stop for a database that is not ours (status 2) or is refused
     (status 1; DESIGN.md section 2): which table, why, and the way out."""
     schema = Schema()
-    for name in [*TABLES, "sessions", "practice_session_goals"]:
+    for name in [*TABLES, "sessions", "practice_session_goals", "session_metadata"]:
         table = read_table(db, name)
         if table:
             schema[name] = table
@@ -680,6 +785,9 @@ def read_schema(db: Database) -> Schema:
         refuse_columns(db, name, schema[name])
     if not schema.has("sessions", "id", "root_id"):
         schema.pop("sessions", None)  # another's
+    if "session_metadata" in schema and (
+            schema["session_metadata"].sql != session_metadata(schema)):
+        del schema["session_metadata"]
     links = schema.get("practice_session_goals")
     if links and not {"practice_session_id", "short_term_goal_id"} <= links.columns.keys():
         refuse("practice_session_goals", "it has no practice_session_id and short_term_goal_id",
@@ -813,6 +921,8 @@ class Run:
         self.checks: dict[str, list[str]] = {}    # checks to add
         self.recreate: list[str] = []             # tables
         self.indexes: dict[str, str] = {}         # name -> CREATE statement
+        self.extras = [*dict.fromkeys([*self.log.get("extras", []), *options.extra])]
+        self.others: dict[str, str] = {}          # triggers, and what extras are made of
         self.differences: list[str] = []          # between schema and target, a line each
         self.rows: dict[str, int] = {}
         self.filled: dict[str, int] = {}          # roots to fill
@@ -847,12 +957,15 @@ def compare(db: Database, options: argparse.Namespace) -> Run:
         run.recreate = [*TABLES][[*TABLES].index(incomplete[0]):]
     run.indexes = indexes_to_make(run)
     run.differences += [f"index {name} is missing, differs or is too old" for name in run.indexes]
-    stored = dict(db.rows("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
-    wanted = triggers(run.schema)
-    run.differences += [f"trigger {name} is missing or differs" for name in wanted
-                        if stored.get(name) != wanted[name]]
+    stored = dict(db.rows("SELECT name, sql FROM sqlite_master"))
+    if {"targets", "audit-log"} & {*run.extras} and compile_error(db, "SELECT json('[]')"):
+        raise Stop("this SQLite has no JSON functions, which --extra needs", 2,
+                   "run it with a Python that has SQLite 3.38 or newer")
+    run.others = {**extra_objects(run.schema, run.extras), **triggers(run.schema)}
+    run.differences += [f"{name} is missing or differs" for name in run.others
+                        if stored.get(name) != run.others[name]]
     run.differences += [f"trigger {name} is version 1's"
-                        for name in stored.keys() & VERSION_1_TRIGGERS - wanted.keys()]
+                        for name in stored.keys() & VERSION_1_TRIGGERS - run.others.keys()]
     return run
 
 
@@ -894,6 +1007,8 @@ def refuse_names(run: Run) -> None:
     log = read_table(run.db, "migration_log")
     migrated = log and [*log.columns] == [*MIGRATION_LOG]
     ours = set() if migrated else {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
+    ours |= extra_objects(run.schema, run.extras).keys() - extra_objects(
+        run.schema, run.log.get("extras", [])).keys()
     for kind, name, table, sql in run.db.rows("SELECT type, lower(name), lower(tbl_name), sql "
                                               "FROM sqlite_master"):
         if name in ours or name in INDEXED_TABLE and kind != "trigger" and (
@@ -922,6 +1037,9 @@ def survey(db: Database, options: argparse.Namespace) -> Run:
     """
     run = compare(db, options)
     refuse_names(run)
+    if "session_metadata" in run.schema and db.rows(
+            f"SELECT 1 {wrong_rows(run.schema, 'session_metadata')} LIMIT 1"):
+        run.differences.append("session_metadata has rows with a wrong root_id")
     derive(db, run.schema)
     find_goals_without_root(run)
     find_rows_without_root(run)
@@ -1134,7 +1252,7 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
 
 def put_triggers_aside(run: Run) -> None:
     """Drop all triggers, that none fires meanwhile; keep the texts of the owner's."""
-    ours = VERSION_1_TRIGGERS | triggers(run.schema).keys()
+    ours = VERSION_1_TRIGGERS | run.others.keys()
     for name, sql in run.db.rows("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' "
                                  "ORDER BY rowid"):
         run.db.change(f"DROP TRIGGER {quote(name)}")
@@ -1172,6 +1290,10 @@ def add_columns(run: Run) -> str:
                       for check, (owner, expression) in ALL_CHECKS.items()
                       if owner == name and check not in run.options.skip_constraint]
             run.db.change(f"CREATE TABLE {name} (\n    " + ",\n    ".join(lines) + "\n)")
+    for name, sql in run.others.items():
+        if sql.startswith("CREATE TABLE") and not read_table(run.db, name):
+            created += 1
+            run.db.change(sql)
     if run.recovers:
         run.db.change(f"""
             INSERT INTO goals (id, type, name, root_id, created_at) VALUES ('{RECOVERED}',
@@ -1287,13 +1409,22 @@ def create_indexes(run: Run) -> str:
         db.change(f"DROP INDEX IF EXISTS {name}")
         db.change(sql)
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    ours = triggers(now.schema)
-    for sql in [*ours.values(), *run.owners_triggers]:
+    if "session_metadata" in now.schema:
+        root = rule(now.schema, "session_metadata", "session_metadata")
+        db.change(f"UPDATE session_metadata SET root_id = {root} WHERE root_id IS NOT {root}")
+    for name, sql in now.others.items():
+        kind = sql.split()[1]
+        if kind in ("VIEW", "INDEX"):
+            db.change(f"DROP {kind} IF EXISTS {name}")
+        if kind != "TABLE":
+            db.change(sql)
+    for sql in run.owners_triggers:
         db.change(sql)
     db.execute("PRAGMA analysis_limit = 1000")
     for name in TABLES:
         db.change(f"ANALYZE {name}")
-    return f"{count(len(now.indexes), 'index', 'indexes')}, {count(len(ours), 'trigger')}"
+    made = sum(sql.startswith("CREATE TRIGGER") for sql in now.others.values())
+    return f"{count(len(now.indexes), 'index', 'indexes')}, {count(made, 'trigger')}"
 
 
 def write_log(run: Run) -> None:
@@ -1336,6 +1467,7 @@ def schema_faults(db: Database, options: argparse.Namespace,
             yield f"{statement} does not compile any more: {why}"
     if not run.differences:
         yield from filter(None, (compile_error(db, query) for query in SCOPED_QUERIES))
+    OUT.report["extras"] = run.extras
     OUT.report["checks"] = [
         name for table in run.schema.values() for name, expression
         in declared_checks(table.sql).items() if ALL_CHECKS.get(name, ("", ""))[1] == expression]
@@ -1431,7 +1563,8 @@ def note_references(db: Database) -> None:
             crossing[where] = {"count": len(ids), "ids": ids[:20], "query": query}
     if lost or crossing:
         OUT.say(f"  {count(sum(lost.values()), 'reference')} to missing rows, "
-                f"{count(sum(one['count'] for one in crossing.values()), 'row')} of two fractals")
+                f"{count(sum(one['count'] for one in crossing.values()), 'row')} that link two "
+                "fractals\n  (listed in the --report; the app makes them, as it uses no foreign keys)")
 
 
 PHASES = [("Add columns", add_columns), ("Backfill root_id", backfill),
@@ -1563,11 +1696,13 @@ def made_backup(run: Run, final: str | None) -> Iterator[Callable[[], Any]]:
         return
     from concurrent.futures import ThreadPoolExecutor
     path = run.options.path
+    OUT.begin("Back up")
     with contextlib.closing(connect(path, "ro", run.options.timeout)) as source:
         source.execute("BEGIN")
         with private_file(final, path) as partial:
             copy_to_file(source, partial, "backup")
     OUT.report["backup"] = final
+    OUT.end(f"{mebibytes(os.path.getsize(final))}, is checked during what follows")
     with ThreadPoolExecutor(1) as thread:
         yield thread.submit(check_backup, final, run.sizes).result
 
@@ -1730,7 +1865,7 @@ class Output:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": 0.0,
             "database": {}, "python": sys.version.split()[0], "sqlite": sqlite3.sqlite_version,
             "options": dict(vars(options)), "tables": {}, "phases": [], "decisions": [],
-            "repairs": [], "corrections": {}, "checks": [], "not_compiling": {},
+            "repairs": [], "corrections": {}, "checks": [], "extras": [], "not_compiling": {},
             "references_to_missing_rows": {}, "crossing_fractals": {},
             "backup": None, "kept_aside": None}
 
@@ -1804,16 +1939,15 @@ REFUSED_EDITS_TEXT = """
 
 def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
     """What the run would do, before anything happens."""
-    titles = ["rows", "new columns", "to fill", "to correct", "recreate"]
-    OUT.title(f"{'Plan':22}{''.join(f'{title:>12}' for title in titles)}"[:80])
+    OUT.title("Plan                        rows new columns     to fill  to correct  recreate")
     for name, columns in run.missing.items():
         how = "create" if name not in run.schema else "yes" if name in run.recreate else "no"
         rows, fill, correct = (by.get(name, 0) for by in (run.rows, run.filled, run.corrected))
-        OUT.say(f"  {name:20}{rows:12,}{len(columns):12}{fill:12,}{correct:12,}{how:>12}"[:80])
+        OUT.say(f"  {name:20}{rows:10,}{len(columns):12}{fill:12,}{correct:12,}{how:>10}")
         OUT.report["tables"][name] = {"rows": rows, "new_columns": columns, "filled": fill,
                                       "corrected": correct, "recreated": how == "yes"}
     OUT.say(f"  {count(len(run.indexes), 'index', 'indexes')}, "
-            f"{count(len(triggers(run.schema)), 'trigger')}; about {seconds * 4 + 0.2:,.1f} s\n"
+            f"triggers that keep root_id right; it takes about {seconds * 6 + 0.1:,.1f} s\n"
             f"  disk    {space}\n  backup  {backup or 'none'}")
     if REFUSED_EDITS & run.indexes.keys():
         OUT.say(REFUSED_EDITS_TEXT[1:])
@@ -1903,13 +2037,14 @@ def say_result(options: argparse.Namespace) -> None:
     elif options.dry_run:
         live = [word for word in options.arguments if word != "--dry-run"]
         OUT.say(f"Done: rehearsed and rolled back; {path} is untouched.", always=True)
-        OUT.say("To migrate: " + ("name your database" if options.sample else command(*live)))
+        OUT.say(f"To migrate: {command(*(['DATABASE'] if options.sample else live))}")
     elif options.output:
         OUT.say(f"Done: {options.output} is migrated; {path} is untouched.", always=True)
     else:
         before, now = OUT.report["database"]["bytes_before"], size_of(path)
         OUT.say(f"Done: {path} is migrated.", always=True)
-        OUT.say(f"Size: {mebibytes(before)} before, {mebibytes(now)} now")
+        seconds = sum(phase["seconds"] for phase in OUT.report["phases"])
+        OUT.say(f"Time: {seconds:,.1f} s; size: {mebibytes(before)} before, {mebibytes(now)} now")
         if backup:
             OUT.say(f"Backup: {backup}\nUndo; rows written from now on are not carried over:\n"
                     f"  {command(path, '--restore', backup)}")
@@ -1958,9 +2093,10 @@ def work(options: argparse.Namespace, path: str, space: str, backup: str | None)
         OUT.title(f"{'Rehearse' if options.dry_run else 'Migrate'} {options.path}")
         OUT.say(f"  {mebibytes(size_of(path))}, journal mode {db.value('PRAGMA journal_mode')}; "
                 f"script {VERSION}, SQLite {sqlite3.sqlite_version}")
-        OUT.begin("look at the data")
+        OUT.begin("Check the file")
         if backup is None:
             check_sound(db)  # else its backup is looked at
+        OUT.begin("Look at the data")
         db.execute("BEGIN")  # to see one state, whoever writes
         data_version = db.value("PRAGMA data_version")
         run = survey(db, options)
@@ -2046,6 +2182,8 @@ a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
     parser.add_argument("--skip-constraint", metavar="NAME", action="append", default=[],
                         choices=[*UNIQUE_NAMES, *CHECKS],
                         help="leave out one constraint; repeatable")
+    parser.add_argument("--extra", metavar="NAME", action="append", default=[], choices=EXTRAS,
+                        help=f"add one of {', '.join(EXTRAS)}; repeatable")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0,
                         help="how long to wait for a lock (5)")
     parser.add_argument("--version", action="version", version=VERSION)

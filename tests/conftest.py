@@ -1,8 +1,19 @@
+import os
 import shutil
+import tempfile
 
 import pytest
 from databases import build
 from helpers import run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """One of this process's own: the script names what other runs have left in it."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+    tempfile.tempdir = None
+    yield
+    assert os.listdir(os.environ["TMPDIR"]) == []
 
 
 @pytest.fixture
@@ -15,11 +26,12 @@ def database(tmp_path):
 def migrated_once(tmp_path_factory):
     paths = {}
 
-    def migrated(generation):
-        if generation not in paths:
-            paths[generation] = build(tmp_path_factory.mktemp("migrated") / "goals.db", generation)
-            run(paths[generation], "--yes", "--no-backup")
-        return paths[generation]
+    def migrated(*what):
+        if what not in paths:
+            generation, *flags = what
+            paths[what] = build(tmp_path_factory.mktemp("migrated") / "goals.db", generation)
+            run(paths[what], "--yes", "--no-backup", *flags)
+        return paths[what]
 
     return migrated
 

@@ -12,6 +12,7 @@ import time
 import pytest
 from databases import build
 from helpers import content, digest, environment, process, query, run, start, whole
+from test_rule import EXTRAS
 
 EVERY = 1 if os.environ.get("FULL_KILL") else 25
 KINDS = ["kill", "signal", "error", "disk", "writer"]
@@ -56,14 +57,15 @@ def state(path):
     return rows, schema
 
 
-@pytest.mark.parametrize("journal", ["delete", "wal"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_is_whole_or_did_not_happen(tmp_path, kind, journal):
+@pytest.mark.parametrize("kind, journal, flags", [
+    *((kind, journal, []) for kind in KINDS for journal in ("delete", "wal")),
+    ("kill", "delete", EXTRAS)])
+def test_a_run_is_whole_or_did_not_happen(tmp_path, kind, journal, flags):
     """A fault before every 25th statement of a live run; FULL_KILL=1 tries each."""
     original = build(tmp_path / "original.db", journal=journal, fractals=1, instances=3)
     path = tmp_path / "goals.db"
     old = state(original)
-    with driver(kind, path, "--yes", "-q", "--timeout", "0.3") as drive:
+    with driver(kind, path, "--yes", "-q", "--timeout", "0.3", *flags) as drive:
         shutil.copy(original, path)
         status, total = drive(0)
         new, ends = state(path), set()

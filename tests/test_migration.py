@@ -220,7 +220,7 @@ BREAKS = {
                                "root_id = 'goal-1-00' WHERE id = 'value-00001-0'"],
     "index idx_goals_root_type": ["DROP INDEX idx_goals_root_type"],
     "index uq_session_templates_root_name": ["DROP INDEX uq_session_templates_root_name"],
-    "trigger trg_goals_move": ["DROP TRIGGER trg_goals_move"],
+    "trg_goals_move": ["DROP TRIGGER trg_goals_move"],
     "worse does not compile": ["CREATE VIEW worse AS SELECT no_such FROM goals"],
     "no_such_table": ["CREATE TRIGGER mine AFTER UPDATE ON goals BEGIN "
                       "INSERT INTO no_such_table VALUES (1); END"],
@@ -267,7 +267,7 @@ def test_what_the_app_does_daily_is_no_fault(migrated, tmp_path):
     assert crossing["practice_session_goals"]["count"] == 1
     for one in crossing.values():
         assert len(query(migrated, one["query"])) == one["count"]
-    assert "references to missing rows, 2 rows of two fractals" in said
+    assert "references to missing rows, 2 rows that link two fractals" in said
 
 
 @pytest.mark.parametrize("logged", [

@@ -1,0 +1,188 @@
+"""What --extra adds: views of the targets, session metadata, an audit log."""
+import json
+import shutil
+import sqlite3
+
+import pytest
+from databases import build
+from helpers import content, product, query, run, schema, script, whole
+from test_rule import EXTRAS, GOAL, open_in_memory, refused
+
+METADATA = "INSERT INTO session_metadata (session_id, key, value, root_id) VALUES (?, ?, 'x', ?)"
+
+
+@pytest.fixture
+def app(migrated_once):
+    return open_in_memory(migrated_once("production", *EXTRAS), 1, 0)
+
+
+# ---- targets ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, targets, metrics", [
+    (json.dumps([{"id": "t", "activity_id": "a", "name": "5 km", "description": "d",
+                  "metrics": [{"metric_id": "m", "value": 5}, {"metric_id": "n", "value": 2.5}]},
+                 {"id": "u", "name": "rest"}]),
+     [("t", "a", "5 km", "d", 0), ("u", None, "rest", None, 1)], [("t", "m", 5), ("t", "n", 2.5)]),
+    ('[{"name": "no id", "metrics": {"metric_id": "m"}}, 7, "x", [], null]',
+     [(None, None, "no id", None, 0)], []),
+    ('[{"id": "t", "metrics": [{"metric_id": "m"}, 3, null]}]',
+     [("t", None, None, None, 0)], [("t", "m", None)]),
+    *((text, [], []) for text in (
+        None, "", "x", "[", "[]", "{}", "null", "7", '"t"', 7, 1.5, b"[{}]", "[" * 2000))])
+def test_what_can_be_read_of_the_targets_is_there(app, text, targets, metrics):
+    app.execute("PRAGMA foreign_keys = OFF")
+    app.execute("UPDATE goals SET targets = NULL")
+    app.execute("UPDATE goals SET targets = ? WHERE id = 'goal-1-03'", [text])
+    goal = ("goal-1-03", "goal-1-00")
+    assert app.execute("SELECT * FROM goal_targets").fetchall() == [goal + row for row in targets]
+    assert app.execute("SELECT * FROM goal_target_metrics").fetchall() == [
+        goal + row for row in metrics]
+    plan = app.execute("EXPLAIN QUERY PLAN SELECT * FROM goal_targets WHERE root_id = 'r'")
+    assert "INDEX idx_goals_" in str(plan.fetchall())
+
+
+# ---- session metadata -------------------------------------------------------------------
+
+def test_metadata_have_the_root_of_their_session(app):
+    app.execute(GOAL, ("s", "PracticeSession", "goal-0-03"))
+    for key, given in (("mood", None), ("tools", ""), ("place", "goal-0-00")):
+        app.execute(METADATA, ("s", key, given))
+    refused(app, "root_id does not match", METADATA, "s", "other", "goal-1-00")
+    refused(app, "root_id does not match", "UPDATE session_metadata SET root_id = 'goal-1-00'")
+    refused(app, "UNIQUE", METADATA, "s", "mood", None)
+    roots = "SELECT DISTINCT root_id FROM session_metadata"
+    assert app.execute(roots).fetchall() == [("goal-0-00",)]
+    app.execute("UPDATE goals SET parent_id = 'goal-1-00' WHERE id = 'goal-0-03'")
+    assert app.execute(roots).fetchall() == [("goal-1-00",)]
+    app.execute("UPDATE session_metadata SET session_id = 'session-2-0' WHERE key = 'mood'")
+    assert sorted(app.execute(roots).fetchall()) == [("goal-1-00",), ("goal-2-00",)]
+    app.execute("DELETE FROM goals WHERE id = 's'")
+    assert app.execute("SELECT key FROM session_metadata").fetchall() == [("mood",)]
+
+
+def test_metadata_of_a_row_of_sessions(migrated_once):
+    app = open_in_memory(migrated_once("later", *EXTRAS), 1, 0)
+    app.execute(METADATA, ("session-0-0", "mood", None))
+    assert "REFERENCES sessions(id)" in product.session_metadata({"sessions": None})
+    app.execute("UPDATE sessions SET root_id = 'goal-2-00' WHERE id = 'session-0-0'")
+    assert app.execute("SELECT root_id FROM session_metadata").fetchall() == [("goal-2-00",)]
+
+
+def test_wrong_roots_of_metadata_are_found_and_corrected(tmp_path, migrated_once):
+    path = shutil.copy(migrated_once("production", *EXTRAS), tmp_path / "goals.db")
+    script(path, (METADATA, ("session-0-0", "mood", None)),
+           "DROP TRIGGER trg_session_metadata_guard",
+           "UPDATE session_metadata SET root_id = 'goal-1-00'")
+    assert "session_metadata: 1 row with a wrong" in run(path, "--verify", status=1).err
+    run(path, "--yes", "--no-backup")
+    assert query(path, "SELECT root_id FROM session_metadata") == [("goal-0-00",)]
+    run(path, "--verify")
+
+
+# ---- audit log --------------------------------------------------------------------------
+
+def entries(app, columns="table_name, row_id, root_id, action, old_values, new_values"):
+    found = app.execute(f"SELECT {columns} FROM audit_log ORDER BY id").fetchall()
+    app.execute("DELETE FROM audit_log")
+    return [tuple(json.loads(one) if str(one).startswith("{") else one for one in row)
+            for row in found]
+
+
+def test_the_apps_writes_are_logged_and_what_triggers_do_is_not(app):
+    assert entries(app) == []  # nor was the migration
+    app.execute(GOAL, ("x", "Step", "goal-0-03"))
+    app.execute("UPDATE goals SET name = 'new', description = ?, completed = completed "
+                "WHERE id = 'x'", [b"\x00\xff"])
+    app.execute("UPDATE goals SET name = name WHERE id = 'x'")
+    app.execute("UPDATE goals SET parent_id = 'goal-1-00' WHERE id = 'goal-0-03'")
+    app.execute("DELETE FROM goals WHERE id = 'x'")
+    found = entries(app)
+    assert [row[:4] for row in found] == [
+        ("goals", "x", "goal-0-00", "insert"), ("goals", "x", "goal-0-00", "update"),
+        ("goals", "goal-0-03", "goal-1-00", "update"), ("goals", "x", "goal-1-00", "delete")]
+    assert found[0][4] is None and found[3][5] is None
+    assert found[0][5].items() >= {"id": "x", "parent_id": "goal-0-03", "name": "n"}.items()
+    assert found[1][4:] == ({"name": "n", "description": found[0][5]["description"]},
+                            {"name": "new", "description": "00FF"})
+    assert found[2][4:] == ({"parent_id": "goal-0-01"}, {"parent_id": "goal-1-00"})
+    app.execute("UPDATE activity_groups SET root_id = 'goal-1-00', name = 'y' WHERE rowid = 1")
+    assert entries(app)[0][5] == {"root_id": "goal-1-00", "name": "y"}
+
+
+def test_every_table_is_logged_and_an_entry_stays_as_it_is(app):
+    for table in product.TABLES:
+        app.execute(f"UPDATE {table} SET updated_at = '2030-01-01' WHERE rowid = 1")
+    app.execute("PRAGMA foreign_keys = ON")
+    app.execute("DELETE FROM metric_values WHERE rowid = 1")
+    refused(app, "audit_log cannot be changed", "UPDATE audit_log SET action = 'x'")
+    stamps = app.execute("SELECT count(*) FROM audit_log WHERE at GLOB '????-??-??T??:??:??.???Z' "
+                         "AND julianday(at) > julianday('now', '-1 hour')").fetchall()
+    assert stamps == [(len(product.TABLES) + 1,)]
+    assert [row[0] for row in entries(app)] == [*product.TABLES, "metric_values"]
+
+
+# ---- all of them, from the command line -------------------------------------------------------
+
+def test_extras_come_in_a_first_run_or_a_later_one_and_are_checked(tmp_path, migrated_once):
+    first = build(tmp_path / "first.db")
+    run(first, "--yes", "--no-backup", *EXTRAS)
+    later = build(tmp_path / "later.db")
+    run(later, "--yes", "--no-backup")
+    assert not {"goal_targets", "session_metadata", "audit_log"} & {row[1] for row in schema(later)}
+    before = whole(later)
+    run(later, "--dry-run", *EXTRAS)
+    assert whole(later) == before
+    for name in product.EXTRAS:
+        run(later, "--yes", "--no-backup", "--extra", name)
+    assert "Nothing to do" in run(later, "--yes", *EXTRAS).out
+    assert "Nothing to do" in run(later, "--yes").out
+    assert whole(later) == whole(first)
+    log = query(later, "SELECT report FROM migration_log ORDER BY id DESC")[0][0]
+    assert json.loads(log)["extras"] == list(product.EXTRAS)
+    run(later, "--verify")
+    for drop in ("VIEW goal_targets", "INDEX idx_goals_targets", "TABLE session_metadata",
+                 "TRIGGER trg_goals_audit_insert"):
+        script(later, f"DROP {drop}")
+        assert drop.split()[1] in run(later, "--verify", status=1).err
+        run(later, "--yes", "--no-backup")
+        run(later, "--verify")
+    assert whole(later) == whole(first)
+
+
+def test_a_rebuild_keeps_extras_and_their_rows(tmp_path):
+    path = build(tmp_path / "goals.db")
+    run(path, "--yes", "--no-backup", "--skip-constraint", product.DEADLINE, *EXTRAS)
+    script(path, (GOAL, ("x", "Step", "goal-0-00")), (METADATA, ("session-0-0", "mood", None)))
+    before = content(path)
+    run(path, "--yes", "--no-backup")
+    after = content(path)
+    assert product.DEADLINE in str(schema(path))
+    for name in ("audit_log", "session_metadata"):
+        assert before[name] == after[name] and before[name]
+    run(path, "--verify")
+
+
+@pytest.mark.parametrize("name", ["goal_targets", "session_metadata", "audit_log",
+                                  "trg_goals_audit_insert"])
+def test_what_the_owner_has_under_such_a_name_is_left_alone(database, name):
+    trigger = "TRIGGER {} AFTER INSERT ON goals BEGIN SELECT 1; END"
+    script(database, f"CREATE {trigger if 'trg' in name else 'TABLE {} (id, mine)'}".format(name))
+    assert f"{name} has a name that the migration needs" in run(
+        database, "--yes", *EXTRAS, status=1).err
+    run(database, "--yes", "--no-backup")
+    assert name in [row[1] for row in schema(database)]
+    run(database, "--verify")
+
+
+def test_without_json_an_extra_is_refused(database, monkeypatch):
+    connect = product.connect
+
+    def without_json(*arguments):
+        connection = connect(*arguments)
+        connection.create_function("json", 1, None)
+        connection.set_authorizer(lambda action, _, name, *rest: sqlite3.SQLITE_DENY if (
+            action, name) == (sqlite3.SQLITE_FUNCTION, "json") else sqlite3.SQLITE_OK)
+        return connection
+
+    monkeypatch.setattr(product, "connect", without_json)
+    assert "no JSON" in run(database, "--yes", "--extra", "targets", status=2).err
