@@ -1564,7 +1564,7 @@ def note_references(db: Database) -> None:
     if lost or crossing:
         OUT.say(f"  {count(sum(lost.values()), 'reference')} to missing rows, "
                 f"{count(sum(one['count'] for one in crossing.values()), 'row')} that link two "
-                "fractals\n  (listed in the --report; the app makes them, as it uses no foreign keys)")
+                "fractals\n  (listed in the --report; the app makes them: it uses no foreign keys)")
 
 
 PHASES = [("Add columns", add_columns), ("Backfill root_id", backfill),

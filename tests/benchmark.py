@@ -1,13 +1,15 @@
-"""What the migration is worth and what it costs, as ratios within one run.
+"""What the migration is worth and what it costs: the tables of the README, as ratios of one run.
 
-python tests/benchmark.py [--values 10000,100000,1000000] [--inserts 10000]   (some 75 seconds by default)
+python tests/benchmark.py [--values 10000,100000] [--peers]    (a minute; 1000000 takes five)
 
-Before and after: the queries of the README, on the old schema and on the new. Run: the
-live migration against the least work that any rebuilding migration must do, which is
-loading the same final rows once into the same final tables and building the same indexes
-once, in one transaction on a new file, with the same page cache.
+The least work is what any migration that rebuilds must do: load the final rows once into the
+final tables of a new file and build the indexes once, in one transaction with the same caches.
+Version 1 is run where git has it. --peers runs the same migration as users of Alembic and of
+sqlite-utils would write it (pip install alembic sqlite-utils).
 """
 import argparse
+import contextlib
+import importlib.util
 import os
 import shutil
 import sqlite3
@@ -19,24 +21,28 @@ import time
 from databases import statements
 from helpers import ROOT, SCRIPT
 
-CACHE, SORT_CACHE = "PRAGMA cache_size = -131072", "PRAGMA cache_size = -8192"  # as the script has them
-TREE = ("WITH RECURSIVE tree(id) AS (SELECT '{r}' UNION ALL SELECT g.id FROM goals g JOIN tree ON g.parent_id = tree.id) ")
+VERSION_1 = "1cccd61:migrate_database_improvements.py"
+TREE = ("WITH RECURSIVE tree(id) AS (SELECT '{r}' UNION ALL SELECT g.id FROM goals g "
+        "JOIN tree ON g.parent_id = tree.id) ")
+OF_TREE = ("FROM metric_values v JOIN activity_instances i ON i.id = v.activity_instance_id "
+           "WHERE i.practice_session_id IN (SELECT id FROM tree)")
 QUERIES = {
     "all activity instances of a fractal": (
-        TREE + "SELECT i.* FROM activity_instances i WHERE i.practice_session_id IN (SELECT id FROM tree)",
-        "SELECT * FROM activity_instances WHERE root_id = '{r}'"),
-    "all values of a fractal": (
-        TREE + "SELECT v.* FROM metric_values v JOIN activity_instances i ON i.id = v.activity_instance_id "
+        f"{TREE} SELECT i.id FROM activity_instances i "
         "WHERE i.practice_session_id IN (SELECT id FROM tree)",
-        "SELECT * FROM metric_values WHERE root_id = '{r}'"),
+        "SELECT id FROM activity_instances WHERE root_id = '{r}'"),
+    "all values of a fractal": (
+        f"{TREE} SELECT v.id {OF_TREE}", "SELECT id FROM metric_values WHERE root_id = '{r}'"),
     "sum of a metric by fractal": (
-        TREE + "SELECT sum(v.value) FROM metric_values v JOIN activity_instances i ON i.id = v.activity_instance_id "
-        "WHERE i.practice_session_id IN (SELECT id FROM tree) AND v.metric_definition_id = '{m}'",
-        "SELECT sum(value) FROM metric_values WHERE root_id = '{r}' AND metric_definition_id = '{m}'"),
+        f"{TREE} SELECT sum(v.value) {OF_TREE} AND v.metric_definition_id = '{{m}}'",
+        "SELECT sum(value) FROM metric_values WHERE root_id = '{r}' "
+        "AND metric_definition_id = '{m}'"),
     "sessions of a fractal in date order": (
-        TREE + "SELECT * FROM goals WHERE id IN (SELECT id FROM tree) AND type = 'PracticeSession' ORDER BY created_at",
-        "SELECT * FROM goals WHERE root_id = '{r}' AND type = 'PracticeSession' ORDER BY created_at"),
-    "children of a goal": ("SELECT * FROM goals WHERE parent_id = '{r}'",) * 2,
+        f"{TREE} SELECT id FROM goals WHERE id IN (SELECT id FROM tree) "
+        "AND type = 'PracticeSession' ORDER BY created_at, id",
+        "SELECT id FROM goals WHERE root_id = '{r}' AND type = 'PracticeSession' "
+        "ORDER BY created_at, id"),
+    "children of a goal": ("SELECT id FROM goals WHERE parent_id = '{r}'",) * 2,
 }
 
 
@@ -48,180 +54,208 @@ def new_id():
 
 def make(path, values):
     """`values` metric values, a third as many instances, in fractals of about 100 instances."""
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA synchronous = OFF")
-    for sql in statements("production"):
-        connection.execute(sql)
-    names = iter(new_id, None)
-    goals, instances, metrics = [], [], []
-    fractals = max(2, values // 300)
-    many = connection.executemany
+    names, fractals = iter(new_id, None), max(2, values // 300)
+    goals, definitions, metrics, instances = [], [], [], []
     for f in range(fractals):
         root, definition, metric = next(names), next(names), [next(names) for _ in range(3)]
-        goals.append((root, "UltimateGoal", "Fractal %d" % f, None, "2025-01-01"))
-        connection.execute("INSERT INTO activity_definitions (id, root_id, name) VALUES (?, ?, 'Run')", (definition, root))
-        many("INSERT INTO metric_definitions (id, activity_id, name) VALUES (?, ?, ?)",
-             [(m, definition, "m%d" % i) for i, m in enumerate(metric)])
-        for s in range(5):
+        goals.append((root, "UltimateGoal", f"Fractal {f}", None, "2025-01-01"))
+        definitions.append((definition, root, "Run"))
+        metrics += [(one, definition, f"m{n}") for n, one in enumerate(metric)]
+        for day in range(1, 6):
             session = next(names)
-            goals.append((session, "PracticeSession", "Session", root, "2025-01-%02d" % (s + 1)))
-            for _ in range(values // fractals // 15):
-                instances.append((next(names), session, definition, "2025-02-01", "2025-02-01 10:00", "2025-02-01 11:00"))
-                metrics.append(metric)
-    many("INSERT INTO goals (id, type, name, parent_id, created_at) VALUES (?, ?, ?, ?, ?)", goals)
-    many("INSERT INTO activity_instances (id, practice_session_id, activity_definition_id, created_at, time_start, time_stop) "
-         "VALUES (?, ?, ?, ?, ?, ?)", instances)
-    many("INSERT INTO metric_values VALUES (?, ?, ?, ?)",
-         ((next(names), i[0], m, float(n)) for i, metric in zip(instances, metrics) for n, m in enumerate(metric)))
-    connection.commit()
-    connection.close()
+            goals.append((session, "PracticeSession", "Session", root, f"2025-01-{day:02}"))
+            instances += [((next(names), session, definition, "2025-02-01", "2025-02-01 10:00",
+                            "2025-02-01 11:00"), metric) for _ in range(values // fractals // 15)]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for sql in ["PRAGMA synchronous = OFF", *statements("production")]:
+            connection.execute(sql)
+        for table, rows in (
+                ("goals (id, type, name, parent_id, created_at)", goals),
+                ("activity_definitions (id, root_id, name)", definitions),
+                ("metric_definitions (id, activity_id, name)", metrics),
+                ("activity_instances (id, practice_session_id, activity_definition_id, created_at, "
+                 "time_start, time_stop)", [row for row, _ in instances]),
+                ("metric_values", [(next(names), row[0], one, float(n)) for row, metric in instances
+                                   for n, one in enumerate(metric)])):
+            places = ", ".join("?" * len(rows[0]))
+            connection.executemany(f"INSERT INTO {table} VALUES ({places})", rows)
+        connection.commit()
 
 
-def flush():
-    """Have the system write what it owes the disk, or the next to be measured pays for it."""
-    if hasattr(os, "sync"):
-        os.sync()
+def seconds(call, *arguments):
+    """How long a call takes, and what it returns."""
+    os.sync()  # or who is measured next pays for what the system owes the disk
+    start = time.perf_counter()
+    result = call(*arguments)
+    return time.perf_counter() - start, result
 
 
-def best(connection, sql, seconds=0.2):
-    """The shortest of several runs, in seconds."""
-    times = []
-    while not times or sum(times) < seconds and len(times) < 200:
-        start = time.perf_counter()
-        connection.execute(sql).fetchall()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def compare_queries(old, new):
-    connections = [sqlite3.connect(path) for path in (old, new)]
-    root, = connections[1].execute("SELECT root_id FROM activity_instances LIMIT 1").fetchone()
-    metric, = connections[1].execute("SELECT metric_definition_id FROM metric_values WHERE root_id = ?", (root,)).fetchone()
-    for title, texts in QUERIES.items():
-        sqls = [text.format(r=root, m=metric) for text in texts]
-        results = [sorted(map(str, c.execute(s.replace("*", "count(*)").replace("i.count", "count").replace("v.count", "count")
-                                             .replace("ORDER BY created_at", "")).fetchall()))
-                   for c, s in zip(connections, sqls)]
-        assert results[0] == results[1], title
-        times = [best(c, s) for c, s in zip(connections, sqls)]
-        plans = [c.execute("EXPLAIN QUERY PLAN " + s).fetchall()[-1][3] for c, s in zip(connections, sqls)]
-        print("| %s | %.3f ms | %.3f ms | %.0f times |" % (title, times[0] * 1e3, times[1] * 1e3, times[0] / times[1]))
-        print("    before: %s\n    after:  %s" % tuple(plans), file=sys.stderr)
-    for connection in connections:
-        connection.close()
+def process(*command):
+    """Run a command; its peak memory in MiB."""
+    code = ("import resource, subprocess, sys; "
+            "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)")
+    return float(subprocess.run([sys.executable, "-c", code, sys.executable, *map(str, command)],
+                                check=True, stdout=subprocess.PIPE).stdout)
 
 
 def least_work(migrated, path):
-    """Seconds to load the final rows into the final tables and build the final indexes, once."""
-    flush()
-    start = time.perf_counter()
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute(CACHE)
-    connection.execute("PRAGMA threads = 2")
-    connection.execute("ATTACH ? AS old", (migrated,))
-    connection.execute("BEGIN")
-    ddl = connection.execute("SELECT type, name, sql FROM old.sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' "
-                             "AND type IN ('table', 'index') ORDER BY type = 'index'").fetchall()
-    for kind, name, sql in ddl:
-        if kind == "index":
-            connection.execute(SORT_CACHE)
-        connection.execute(sql)
-        if kind == "table":
-            # WHERE keeps SQLite from copying pages as they are, which it can't where columns change.
-            connection.execute('INSERT INTO main."%s" SELECT * FROM old."%s" WHERE 1' % (name, name))
-    connection.execute("COMMIT")
-    connection.close()
-    return time.perf_counter() - start
-
-
-def migrate(path, *flags):
-    """Seconds and peak memory in MiB of a run as a process."""
-    flush()
-    code = ("import resource, subprocess, sys; s = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
-            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024); sys.exit(s)")
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, sys.executable, str(SCRIPT), path] + list(flags),
-                          check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    return time.perf_counter() - start, float(done.stdout)
-
-
-EMPTY = "CREATE TRIGGER empty AFTER INSERT ON metric_values WHEN 0 BEGIN SELECT 1; END"
-INTO = "INSERT INTO metric_values (id, activity_instance_id, metric_definition_id, root_id, value) "
-
-
-WAYS = {"one statement": 1, "a statement each": 1, "a transaction each": 50}  # how many times fewer inserts
-
-
-def insert_values(path, kept, root, way, inserts):
-    """Seconds that inserting values takes with our triggers kept, an empty one in their place, or none."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute(CACHE)
-    connection.execute("CREATE TEMP TABLE new AS SELECT lower(hex(randomblob(16))) AS id, i.id AS i, m.id AS m, "
-                       "i.root_id AS root FROM activity_instances i JOIN metric_definitions m "
-                       "ON m.activity_id = i.activity_definition_id LIMIT %d" % inserts)
-    rows = connection.execute("SELECT id, i, m, %s FROM new" % root).fetchall()
-    if kept != "ours":
-        for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            connection.execute("DROP TRIGGER " + name)
-    if kept == "empty":
-        connection.execute(EMPTY)
-    start = time.perf_counter()
-    if way != "a transaction each":
+    """Load the final rows into the final tables and build the final indexes, once."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = -98304")
+        connection.execute("PRAGMA threads = 2")
+        connection.execute("ATTACH ? AS old", (migrated,))
         connection.execute("BEGIN")
-    if way == "one statement":
-        connection.execute(INTO + "SELECT id, i, m, %s, 1 FROM new" % root)
-    else:
-        for row in rows:
-            connection.execute(INTO + "VALUES (?, ?, ?, ?, 1)", row)
-    if connection.in_transaction:
+        for kind, name, sql in connection.execute(
+                "SELECT type, name, sql FROM old.sqlite_master WHERE sql > '' AND type IN "
+                "('table', 'index') AND name NOT LIKE 'sqlite_%' ORDER BY type DESC").fetchall():
+            if kind == "index":
+                connection.execute("PRAGMA cache_size = -8192")
+            connection.execute(sql)
+            if kind == "table":
+                # WHERE keeps SQLite from copying pages as they are: here, columns change.
+                connection.execute(f"INSERT INTO main.{name} SELECT * FROM old.{name} WHERE 1")
         connection.execute("COMMIT")
-    took = time.perf_counter() - start
-    connection.close()
-    return took
 
 
-def triggers(path, inserts):
-    """What the triggers cost an insert. An empty trigger shows what of it is SQLite's statement journal."""
-    print("\n| inserts of values | root_id given | root_id NULL | an empty trigger |\n|---|---|---|---|")
-    for way, fewer in WAYS.items():
-        seconds, rows = {}, inserts // fewer
-        for kept, root in [("none", "root"), ("none", "NULL"), ("ours", "root"), ("ours", "NULL"), ("empty", "root")] * 3:
-            copy = path + ".copy"
-            shutil.copy(path, copy)
-            took = insert_values(copy, kept, root, way, rows)
-            seconds[kept, root] = min(took, seconds.get((kept, root), took))
-            os.unlink(copy)
-        print("| {:,} in {} | {:.2f} times | {:.2f} times | {:.2f} times |".format(rows, way, *(
-            seconds[which] / seconds["none", which[1]] for which in (("ours", "root"), ("ours", "NULL"), ("empty", "root")))))
+def contestants(folder, peers):
+    """name -> how a file is migrated, by those who can be had here."""
+    found = {"this script": lambda path: process(SCRIPT, path, "--yes")}
+    text = subprocess.run(["git", "show", VERSION_1], cwd=ROOT, capture_output=True).stdout
+    if text:
+        first = os.path.join(folder, "version_1.py")
+        with open(first, "wb") as file:
+            file.write(text)
+        found["version 1"] = lambda path: process(first, path, "--yes")
+    for name in ("alembic", "sqlite_utils"):
+        if peers and importlib.util.find_spec(name):
+            found[name] = lambda path, name=name: process(ROOT / "tests" / "peers.py", name, path)
+        elif peers:
+            print(f"{name} is left out: pip install alembic sqlite-utils")
+    return found
+
+
+def compare_runs(old, folder, peers, rounds):
+    """Print what each takes, the best of some interleaved runs; the path of a migrated file."""
+    best, memory, new = {}, {}, os.path.join(folder, "new.db")
+    for _ in range(rounds):
+        for name, migrate in contestants(folder, peers).items():
+            path = os.path.join(folder, "goals.db")
+            shutil.copy(old, path)
+            took, memory[name] = seconds(migrate, path)
+            best[name] = min(took, best.get(name, took))
+            if name == "this script":
+                shutil.move(path, new)
+            for left in os.listdir(folder):
+                if left.startswith("goals.db"):
+                    os.unlink(os.path.join(folder, left))
+        least = os.path.join(folder, "least.db")
+        took, _ = seconds(least_work, new, least)
+        best["least work"] = min(took, best.get("least work", took))
+        os.unlink(least)
+    print("\n| run | seconds | times the least work | peak memory |\n|---|---|---|---|")
+    for name, took in best.items():
+        peak = f"{memory[name]:.0f} MiB" if name in memory else ""
+        print(f"| {name} | {took:.2f} | {took / best['least work']:.2f} | {peak} |")
+    took, peak = seconds(process, SCRIPT, old, "--dry-run")
+    print(f"| rehearsal | {took:.2f} | | {peak:.0f} MiB |")
+    sizes = [os.path.getsize(path) / 2 ** 20 for path in (old, new)]
+    print("\nfile: {:.1f} MiB before, {:.1f} MiB migrated".format(*sizes))
+    return new
+
+
+def compare_queries(old, new):
+    """Print what each query takes before and after; both must find the same."""
+    before, after = (sqlite3.connect(path) for path in (old, new))
+    root, metric = after.execute(
+        "SELECT root_id, metric_definition_id FROM metric_values ORDER BY id LIMIT 1").fetchone()
+    print("\n| query | before | after | times faster |\n|---|---|---|---|")
+    for title, texts in QUERIES.items():
+        times, results = [], []
+        for connection, text in zip((before, after), texts):
+            sql, runs = text.format(r=root, m=metric), []
+            results.append(connection.execute(sql).fetchall())
+            while sum(runs) < 0.2 and len(runs) < 200:
+                start = time.perf_counter()
+                connection.execute(sql).fetchall()
+                runs.append(time.perf_counter() - start)
+            times.append(min(runs))
+        assert sorted(results[0]) == sorted(results[1]), title
+        print("| {} | {:.2f} ms | {:.2f} ms | {:.0f} |".format(
+            title, times[0] * 1e3, times[1] * 1e3, times[0] / times[1]))
+    before.close()
+    after.close()
+
+
+KEPT = {  # what becomes of the triggers
+    "none": "", "one that does nothing":
+    "CREATE TRIGGER idle AFTER INSERT ON metric_values WHEN 0 BEGIN SELECT 1; END", "ours": None}
+
+
+def insert(path, kept, root, each, rows):
+    """Seconds that inserting values takes, in one transaction, or one each."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        new = connection.execute(
+            f"SELECT lower(hex(randomblob(16))), i.id, m.id, {root} FROM activity_instances i "
+            "JOIN metric_definitions m ON m.activity_id = i.activity_definition_id LIMIT ?",
+            [rows]).fetchall()
+        if KEPT[kept] is not None:
+            for name, in connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                connection.execute(f"DROP TRIGGER {name}")
+            connection.execute(KEPT[kept])
+        start = time.perf_counter()
+        if not each:
+            connection.execute("BEGIN")
+        for row in new:
+            connection.execute("INSERT INTO metric_values (id, activity_instance_id, "
+                               "metric_definition_id, root_id, value) VALUES (?, ?, ?, ?, 1)", row)
+        if not each:
+            connection.execute("COMMIT")
+        return time.perf_counter() - start
+
+
+def compare_inserts(path, audited):
+    """Print what inserts of values cost through the triggers, against none."""
+    titles = ["ours, root_id given", "ours, root_id NULL", "one that does nothing", "audit log"]
+    print("\n| inserts of values | " + " | ".join(titles) + " |\n|---|---|---|---|---|")
+    for rows, each in ((10000, False), (200, True)):
+        best = {}
+        for _ in range(3):
+            for title, (source, kept, root) in {
+                    "none": (path, "none", "i.root_id"), "none, NULL": (path, "none", "NULL"),
+                    titles[0]: (path, "ours", "i.root_id"), titles[1]: (path, "ours", "NULL"),
+                    titles[2]: (path, titles[2], "i.root_id"),
+                    titles[3]: (audited, "ours", "i.root_id")}.items():
+                shutil.copy(source, path + ".copy")
+                took = insert(path + ".copy", kept, root, each, rows)
+                best[title] = min(took, best.get(title, took))
+                os.unlink(path + ".copy")
+        of = {title: best["none, NULL" if "NULL" in title else "none"] for title in titles}
+        cells = [f"{best[title] / of[title]:.2f} times" for title in titles]
+        how = "a transaction each" if each else "one transaction"
+        print(f"| {rows:,} in {how} | {' | '.join(cells)} |")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--values", default="10000,100000,1000000")
-    parser.add_argument("--inserts", type=int, default=10000)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--values", default="10000,100000", help="how many, after commas")
+    parser.add_argument("--peers", action="store_true", help="run Alembic and sqlite-utils too")
     options = parser.parse_args()
+    print(f"SQLite {sqlite3.sqlite_version}, Python {sys.version.split()[0]}, "
+          f"{os.cpu_count()} cores; best of three")
     for values in map(int, options.values.split(",")):
         with tempfile.TemporaryDirectory() as folder:
-            old, new = os.path.join(folder, "old.db"), os.path.join(folder, "goals.db")
+            print(f"\n### {values:,} values")
+            old = os.path.join(folder, "old.db")
             make(old, values)
-            size = os.path.getsize(old)
-            shutil.copy(old, new)
-            run, memory = migrate(new, "--yes")
-            least = least_work(new, os.path.join(folder, "least.db"))
-            rehearsal, more = migrate(old, "--dry-run")
-            print("\n### %s values, %s\n" % ("{:,}".format(values), ROOT.name and sqlite3.sqlite_version))
-            print("| query | before | after | faster |\n|---|---|---|---|")
+            new = compare_runs(old, folder, options.peers, 3)
             compare_queries(old, new)
-            grown = os.path.getsize(new)
-            print("\nlive run %.1f s = %.2f times the least work (%.1f s); peak memory %.0f MiB; rehearsal %.1f s, %.0f MiB"
-                  % (run, run / least, least, memory, rehearsal, more))
-            connection = sqlite3.connect(new)
-            connection.execute("VACUUM")
-            connection.close()
-            print("file %.1f MiB, migrated %.1f MiB, after VACUUM %.1f MiB" % (
-                size / 2 ** 20, grown / 2 ** 20, os.path.getsize(new) / 2 ** 20))
             if values == 100000:
-                triggers(new, options.inserts)
+                audited = os.path.join(folder, "audited.db")
+                shutil.copy(new, audited)
+                process(SCRIPT, audited, "--yes", "--no-backup", "--extra", "audit-log")
+                compare_inserts(new, audited)
 
 
 if __name__ == "__main__":

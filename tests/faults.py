@@ -15,7 +15,8 @@ from helpers import product
 
 WRITE = """import sqlite3, sys
 try:
-    sqlite3.connect(sys.argv[1], timeout=0).execute("UPDATE goals SET description = 'written'").connection.commit()
+    other = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+    other.execute("UPDATE goals SET description = 'written'")
 except sqlite3.OperationalError as error:
     assert "locked" in str(error) or "no such" in str(error), error"""
 

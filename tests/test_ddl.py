@@ -30,8 +30,10 @@ TEXTS = {
         "activity_groups", f"activity_groups (id PRIMARY KEY, root_id VARCHAR {FILL} {KEYED})",
         f"activity_groups (id PRIMARY KEY, root_id VARCHAR {FILL} {KEYED})"),
     "a key without an action gets a second one": (
-        "activity_groups", "activity_groups (id, root_id, FOREIGN KEY(root_id) REFERENCES goals(id))",
-        f"activity_groups (id, root_id {FILL}, FOREIGN KEY(root_id) REFERENCES goals(id),\n    {END})"),
+        "activity_groups",
+        "activity_groups (id, root_id, FOREIGN KEY(root_id) REFERENCES goals(id))",
+        f"activity_groups (id, root_id {FILL}, FOREIGN KEY(root_id) REFERENCES goals(id),\n"
+        f"    {END})"),
     "a clause comes before the comment": (
         "activity_groups", "activity_groups (id, root_id -- why, (so)\n)",
         f"activity_groups (id, root_id {FILL} -- why, (so)\n,\n    {END})"),
@@ -50,7 +52,8 @@ TEXTS = {
         "activity_definitions (group_id REFERENCES activity_groups "
         f"ON DELETE SET NULL, root_id {FILL} {KEYED})"),
     "brackets, commas and keywords in strings and names are no syntax": (
-        "goals", "goals (a TEXT DEFAULT ') -- (' CHECK (a <> 'x, y'), \"b, )\" TEXT, [c (] /* ), */, "
+        "goals",
+        "goals (a TEXT DEFAULT ') -- (' CHECK (a <> 'x, y'), \"b, )\" TEXT, [c (] /* ), */, "
         f"`d``e` DECIMAL(10, 2), root_id {FILL} {KEYED})",
         "goals (a TEXT DEFAULT ') -- (' CHECK (a <> 'x, y'), \"b, )\" TEXT, [c (] /* ), */, "
         f"`d``e` DECIMAL(10, 2), root_id {FILL} {KEYED})"),

@@ -98,14 +98,16 @@ def test_repair_renames_and_recovers_and_says_so_before_it_asks(tmp_path):
     assert said[0].index("'Template' becomes 'Template (3)'") < said[0].index("[1/5]")
     reports = [json.load(open(path + ".json", encoding="utf-8")) for path in paths]
     assert reports[0]["repairs"] == reports[1]["repairs"] and len(reports[0]["repairs"]) == 4
-    names = dict(query(paths[0], "SELECT id, name FROM session_templates WHERE root_id = 'goal-0-00'"))
+    names = dict(query(paths[0], "SELECT id, name FROM session_templates "
+                       "WHERE root_id = 'goal-0-00'"))
     assert names == {"t1": "Template", "t2": "Template (2)", "template-0": "Template (3)",
                      "t3": "Template (4)", "t4": "Template (5)"}
     recovered = {(table, row["id"], row.get("name")) for table, rows in content(paths[0]).items()
                  for row in rows.values() if row.get("root_id") == product.RECOVERED}
     assert recovered == {
-        ("goals", product.RECOVERED, "Recovered by the migration"), ("metric_definitions", "m1", "Lost"),
-        ("activity_instances", "i1", None), ("metric_values", "v1", None), ("metric_values", "v2", None),
+        ("goals", product.RECOVERED, "Recovered by the migration"),
+        ("metric_definitions", "m1", "Lost"), ("activity_instances", "i1", None),
+        ("metric_values", "v1", None), ("metric_values", "v2", None),
         ("session_templates", "t5", "Template"), ("session_templates", "t6", "Template (2)")}
 
 
@@ -144,22 +146,24 @@ def test_many_equal_names_each_get_a_free_one(database):
     ("NOCASE", ["Legs", "legs", "LEGS", "legs"], ["Legs", "legs (2)", "LEGS (3)", "legs (4)"]),
     ("RTRIM", ["A", "A", "A (2) "], ["A", "A (3)", "A (2) "])])
 def test_new_names_are_free_by_the_columns_collation(database, collation, names, after):
-    script(database, "DROP TABLE session_templates", "CREATE TABLE session_templates (id TEXT PRIMARY "
-           f"KEY, root_id TEXT, name TEXT COLLATE {collation}, created_at)",
+    script(database, "DROP TABLE session_templates", "CREATE TABLE session_templates "
+           f"(id TEXT PRIMARY KEY, root_id TEXT, name TEXT COLLATE {collation}, created_at)",
            *[(TEMPLATE, (f"t{n}", "r", name, n)) for n, name in enumerate(names)])
     run(database, "--yes", "--no-backup", "--repair")
     assert [row[0] for row in query(database, "SELECT name FROM session_templates")] == after
 
 
 def test_repairs_fire_none_of_the_owners_triggers(database):
-    script(database,
-           "CREATE TRIGGER final BEFORE UPDATE ON session_templates BEGIN SELECT RAISE(IGNORE); END",
+    script(database, "CREATE TRIGGER final BEFORE UPDATE ON session_templates "
+           "BEGIN SELECT RAISE(IGNORE); END",
            "CREATE TABLE audit (id)", "CREATE TRIGGER audited AFTER INSERT ON goals "
            "BEGIN INSERT INTO audit VALUES (NEW.id); END", *UNTIDY)
     run(database, "--yes", "--no-backup", "--repair")
-    assert query(database, "SELECT name FROM session_templates WHERE id = 't3'") == [("Template (4)",)]
+    assert query(database, "SELECT name FROM session_templates "
+                           "WHERE id = 't3'") == [("Template (4)",)]
     assert query(database, "SELECT count(*) FROM audit") == [(0,)]
-    assert len(query(database, "SELECT 1 FROM sqlite_master WHERE name IN ('final', 'audited')")) == 2
+    assert len(query(database, "SELECT 1 FROM sqlite_master "
+                               "WHERE name IN ('final', 'audited')")) == 2
 
 
 def test_a_full_text_table_with_changed_names_is_named(database):
@@ -178,8 +182,8 @@ def test_a_full_text_table_with_changed_names_is_named(database):
      "activity_groups.description/broken"),
     ("metric_values", "value FLOAT NOT NULL", "value FLOAT NOT NULL CHECK (value < 40)", None,
      "metric_values: CHECK (value < 40)/broken"),
-    ("metric_values", "value FLOAT NOT NULL", "value FLOAT CONSTRAINT small CHECK (value < 40)", None,
-     "metric_values: small/broken")])
+    ("metric_values", "value FLOAT NOT NULL", "value FLOAT CONSTRAINT small CHECK (value < 40)",
+     None, "metric_values: small/broken")])
 def test_what_breaks_the_owners_constraints_is_told_before_the_backup(
         database, table, old, new, row, name):
     rewrite(database, table, old, new)
@@ -193,7 +197,8 @@ def test_what_breaks_the_owners_constraints_is_told_before_the_backup(
 
 
 def test_a_unique_index_that_right_roots_break_ends_in_3(database):
-    script(database, "UPDATE goals SET root_id = NULL, name = 'Evening' WHERE type = 'PracticeSession'",
+    script(database,
+           "UPDATE goals SET root_id = NULL, name = 'Evening' WHERE type = 'PracticeSession'",
            "CREATE UNIQUE INDEX one_name ON goals (root_id, name)")
     before = folder_state(database)
     for flag in ("--dry-run", "--yes"):

@@ -170,7 +170,8 @@ def mutated(data, rng):
     if kind == 0:
         return bytes(data[:rng.randrange(1, len(data))])
     for _ in range(rng.choice([1, 4, 30])):
-        data[rng.randrange(16 if kind == 1 else 100, 100 if kind == 1 else len(data))] = rng.randrange(256)
+        place = rng.randrange(16, 100) if kind == 1 else rng.randrange(100, len(data))
+        data[place] = rng.randrange(256)
     return bytes(data)
 
 

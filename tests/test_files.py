@@ -178,17 +178,19 @@ def as_nobody(path, *arguments, status=0):
         part = os.path.dirname(part)
         os.chmod(part, 0o755)
     return process(path, *arguments, status=status, script=os.path.join(tool, SCRIPT.name),
-                   python="/usr/bin/python3", cwd="/tmp", env={"TMPDIR": "/tmp", "LD_LIBRARY_PATH": ""},
+                   python="/usr/bin/python3", cwd="/tmp",
+                   env={"TMPDIR": "/tmp", "LD_LIBRARY_PATH": ""},
                    preexec_fn=lambda: (os.setgid(65534), os.setuid(65534)))
 
 
 def can_become_nobody():
-    return os.getuid() == 0 and os.path.exists("/usr/bin/python3") and subprocess.run(
-        ["/usr/bin/python3", "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]).returncode == 0
+    recent = ["/usr/bin/python3", "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]
+    return (os.getuid() == 0 and os.path.exists(recent[0])
+            and subprocess.run(recent).returncode == 0)
 
 
-NOBODY = pytest.mark.skipif(not can_become_nobody(), reason="needs root, to become another user, and "
-                            "a Python 3.9 that this user may run")
+NOBODY = pytest.mark.skipif(not can_become_nobody(), reason="needs root, to become another user, "
+                            "and a Python 3.9 that this user may run")
 
 
 @NOBODY
@@ -385,8 +387,9 @@ def test_what_is_no_sound_backup_is_refused(migrated, tmp_path):
     (tmp_path / "text").write_text("no database")
     script(tmp_path / "other", "CREATE TABLE x (y)")
     (tmp_path / "cut").write_bytes(SAMPLE.read_bytes()[:50000])
-    for name, status, words in (("text", 2, "text is no SQLite database"), ("missing", 2, "no such"),
-                                ("other", 2, "no Fractal Goals"), ("cut", 1, "another backup")):
+    for name, status, words in (
+            ("text", 2, "text is no SQLite database"), ("missing", 2, "no such"),
+            ("other", 2, "no Fractal Goals"), ("cut", 1, "another backup")):
         said = run(migrated, "--restore", tmp_path / name, "--yes", status=status).err
         assert words in said and str(tmp_path / name) in said
     for there, backup in ((migrated, migrated), (tmp_path, migrated)):

@@ -30,7 +30,7 @@ from helpers import (
 
 
 def version_1(path):
-    """A database that version 1 has migrated, a row of its quarantine and an owner's trigger too."""
+    """A database that version 1 has migrated, with its quarantine and an owner's trigger."""
     with contextlib.closing(sqlite3.connect(str(path))) as connection:
         connection.executescript((ROOT / "fixtures" / "version-1.sql").read_text(encoding="utf-8"))
     return str(path)
@@ -131,8 +131,9 @@ def test_indexes_that_were_created_out_of_order_are_made_anew(migrated):
     script(migrated, "DROP INDEX idx_goals_parent_type",
            "CREATE INDEX idx_goals_parent_type ON goals (parent_id, type)")
     run(migrated, "--yes", "--no-backup")
-    names = [row[0] for row in query(migrated, "SELECT name FROM sqlite_master WHERE type = 'index' "
-                                     "AND tbl_name = 'goals' AND sql > '' ORDER BY rowid")]
+    names = [row[0] for row in query(
+        migrated, "SELECT name FROM sqlite_master WHERE type = 'index' "
+                  "AND tbl_name = 'goals' AND sql > '' ORDER BY rowid")]
     assert names == [name for name, table in product.INDEXED_TABLE.items() if table == "goals"]
 
 

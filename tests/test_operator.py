@@ -58,7 +58,8 @@ def test_commands_that_are_printed_can_be_pasted(tmp_path):
     path = build(tmp_path / "it's mine.db")
     said = process(path, "--dry-run").out
     live = re.search(r"^To migrate: (.*)$", said, re.M)[1]
-    said = subprocess.run(live + " --yes", shell=True, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(live + " --yes", shell=True, check=True, capture_output=True,
+                          text=True).stdout
     assert len(said.splitlines()) <= 40
     for line in re.findall(r"^  (?:0 4 \* \* \* )?(/.*(?:--verify|--restore).*)$", said, re.M):
         done = subprocess.run(line.replace("--restore", "--yes --restore"), shell=True,
@@ -197,7 +198,8 @@ def test_a_console_without_utf8_gets_ascii(tmp_path):
 
 def test_a_pipe_for_the_report_gets_it(database, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True) as reader:
+    cat = ["cat", str(tmp_path / "pipe")]
+    with subprocess.Popen(cat, stdout=subprocess.PIPE, text=True) as reader:
         run(database, "--yes", "--no-backup", "--report", tmp_path / "pipe")
         assert '"status": "done"' in reader.communicate(timeout=20)[0]
     said = process(database, "--yes", "--report", "-")

@@ -43,7 +43,8 @@ REFUSED = {  # statements, exit status, the table or object, why, the way out
     "a parent that is a number": (
         ["DROP TABLE metric_definitions", "CREATE TABLE metric_definitions (id TEXT PRIMARY KEY, "
          "activity_id DOUBLE, name)"], 1, "table metric_definitions", "is declared DOUBLE", ""),
-    "a restricting key": (groups("root_id VARCHAR", "root_id REFERENCES goals(id) ON DELETE RESTRICT"),
+    "a restricting key": (groups("root_id VARCHAR",
+                                 "root_id REFERENCES goals(id) ON DELETE RESTRICT"),
                           1, "table activity_groups", "REFERENCES goals ON DELETE RESTRICT",
                           "ON DELETE CASCADE"),
     "a key that sets null": (
@@ -65,8 +66,8 @@ REFUSED = {  # statements, exit status, the table or object, why, the way out
     "links of other columns": (["DROP TABLE practice_session_goals",
                                 "CREATE TABLE practice_session_goals (a, b)"], 1,
                                "table practice_session_goals", "no practice_session_id", "columns"),
-    "an index of our name": (["CREATE TABLE mine (a)", "CREATE INDEX idx_goals_type ON mine (a)"], 1,
-                             "index idx_goals_type", "has a name", "rename it"),
+    "an index of our name": (["CREATE TABLE mine (a)", "CREATE INDEX idx_goals_type ON mine (a)"],
+                             1, "index idx_goals_type", "has a name", "rename it"),
     "a view of an index's name": (["CREATE VIEW idx_goals_root_id AS SELECT 1"], 1,
                                   "view idx_goals_root_id", "has a name", "rename it"),
     "a trigger of our name": (
@@ -99,7 +100,8 @@ def test_is_refused(database, what):
 
 def test_a_text_that_disagrees_with_its_columns_is_refused(database):
     """Names that differ for SQLite, but not for Python: the nearest there is."""
-    script(database, "DROP TABLE activity_groups", GROUPS.replace("name", "\xe4 TEXT, \xc4 TEXT, name"))
+    two = GROUPS.replace("name", "\xe4 TEXT, \xc4 TEXT, name")
+    script(database, "DROP TABLE activity_groups", two)
     assert "text and its columns disagree" in run(database, "--dry-run", status=1).err
 
 
@@ -125,7 +127,8 @@ BAD_FILES = {
     "missing": (lambda path: None, 2, "no such database"),
     "folder": (lambda path: path.mkdir(), 2, "is no file"),
     "empty": (lambda path: path.write_bytes(b""), 2, "is empty"),
-    "text": (lambda path: path.write_text("hello " * 999), 2, "is no SQLite database, or encrypted"),
+    "text": (lambda path: path.write_text("hello " * 999), 2,
+             "is no SQLite database, or encrypted"),
     "other": (lambda path: script(path, "CREATE TABLE notes (id)"), 2, "no Fractal Goals database"),
     "truncated": (lambda path: path.write_bytes(SAMPLE.read_bytes()[:40000]), 1, "damaged"),
     "overwritten": (lambda path: path.write_bytes(
@@ -152,8 +155,8 @@ def test_a_bad_file_gets_one_clear_line(tmp_path, monkeypatch, kind, flags):
 @pytest.mark.parametrize("flags", [
     ["--nonsense"], ["--phases", "x"], ["--skip-constraint", "x"], ["--skip-constraint",
      "chk_activity_groups_root_id"], ["--timeout", "-1"], ["--timeout", "soon"],
-    ["--dry-run", "--verify"], ["a", "b"], ["--output", "x", "--backup", "y"], ["--verify", "--repair"],
-    ["--backup", "x", "--no-backup"], ["--restore", "x", "--sql", "y"]])
+    ["--dry-run", "--verify"], ["a", "b"], ["--output", "x", "--backup", "y"],
+    ["--verify", "--repair"], ["--backup", "x", "--no-backup"], ["--restore", "x", "--sql", "y"]])
 def test_wrong_flags_end_in_2(database, flags):
     before = folder_state(database)
     said = run(database, *flags, status=2).err

@@ -30,8 +30,8 @@ def derived_goals(goals, links):
     """What `derive` says of goals {id: (type, parent_id, root_id)} and of links."""
     db = in_memory(statements("production")[:2])
     for identity, row in goals.items():
-        db.execute("INSERT INTO goals (id, type, name, parent_id, root_id) VALUES (?, ?, 'n', ?, ?)",
-                   (identity, *row))
+        db.execute("INSERT INTO goals (id, type, name, parent_id, root_id) "
+                   "VALUES (?, ?, 'n', ?, ?)", (identity, *row))
     for link in links:
         db.execute(LINK, link)
     product.derive(db, product.read_schema(db))
@@ -209,7 +209,8 @@ def test_a_subtree_moves_with_its_sessions_instances_and_values(app):
     assert app.execute(values).fetchall() == [("goal-1-00",)]
     app.execute("UPDATE goals SET parent_id = NULL WHERE id = 'goal-0-03'")
     assert root(app, "goals", "session-0-0") == "goal-0-03"
-    app.execute("UPDATE goals SET parent_id = 'goal-0-00', root_id = root_id WHERE id = 'goal-0-03'")
+    app.execute("UPDATE goals SET parent_id = 'goal-0-00', root_id = root_id "
+                "WHERE id = 'goal-0-03'")
     assert app.execute(values).fetchall() == [("goal-0-00",)]
     assert broken(app) == []
 
@@ -457,7 +458,8 @@ def test_after_a_walk_a_run_finds_what_plain_python_finds(tmp_path, migrated_onc
             connection.execute(GOAL, (f"n{number}", L, rng.choice(["goal-0-03", "goal-1-00"])))
         else:
             connection.execute("UPDATE goals SET parent_id = ? WHERE id = ?", (
-                f"goal-{rng.randrange(3)}-00", f"goal-{rng.randrange(3)}-{rng.randrange(6, 14):02}"))
+                f"goal-{rng.randrange(3)}-00",
+                f"goal-{rng.randrange(3)}-{rng.randrange(6, 14):02}"))
     connection.close()
     assert stored_roots(path) == derive(path)
     assert "Nothing to do" in run(path, "--yes").out
