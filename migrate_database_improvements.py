@@ -1138,14 +1138,15 @@ def find_equal_names(run: Run, constraint: str) -> None:
     if constraint in run.options.skip_constraint or table not in run.schema:
         return
     column = columns.split(",")[0]
-    live = "c.deleted_at IS NULL" if run.schema.has(table, "deleted_at") else "1"
+    named = "c.name IS NOT NULL"
+    live = "c.deleted_at IS NULL" if run.schema.has(table, "deleted_at") else named
     age = "c.created_at" if run.schema.has(table, "created_at") else "NULL"
     scope = new_root(run.schema, table) if column == "root_id" else f"c.{column}"
     names = f"""
         SELECT c.id, c.rowid AS key, {scope} AS scope, CAST(c.name AS TEXT) AS name,
                row_number() OVER (equal ORDER BY {age} IS NULL, {age}, c.rowid) AS position,
                count(*) OVER equal AS size
-        FROM {table} c WHERE {live} AND {scope} <> '' AND c.name IS NOT NULL
+        FROM {table} c WHERE {live} AND {scope} <> '' AND {named}
         WINDOW equal AS (PARTITION BY {scope}, c.name)"""
     ids = run.db.column(f"SELECT id FROM ({names}) WHERE size > 1 ORDER BY scope, name, position")
     if ids:
@@ -1959,15 +1960,15 @@ def check_decisions(run: Run) -> None:
     repair, arguments = run.options.repair, run.options.arguments
     OUT.report["decisions"] = [one._asdict() for one in run.findings]
     OUT.report["repairs"] = run.renames if repair else []
+    left = [one for one in run.findings if not (one.repairable and repair)]
     if run.findings:
         OUT.title("Decisions")
     for one in run.findings:
-        OUT.say(f"  {one.name}: {one.kind}, {count(one.rows, 'row')}", always=True)
-        OUT.say(f"    first    {first(one.ids)}\n    show     {one.query}", always=True)
-        OUT.say("    resolve  " + "\n          or ".join(one.resolve), always=True)
+        OUT.say(f"  {one.name}: {one.kind}, {count(one.rows, 'row')}\n"
+                f"    first    {first(one.ids)}\n    show     {one.query}\n"
+                "    resolve  " + "\n          or ".join(one.resolve), always=one in left)
     for one in OUT.report["repairs"]:
         OUT.say(f"  {one['table']} {one['id']!r}\n    {one['before']!r} becomes {one['after']!r}")
-    left = [one for one in run.findings if not (one.repairable and repair)]
     if left:
         settled = [one.name for one in left if one.repairable]
         skipped = [one.name for one in left if one.name in CHECKS]

@@ -1,4 +1,5 @@
 """What --extra adds: views of the targets, session metadata, an audit log."""
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -174,15 +175,10 @@ def test_what_the_owner_has_under_such_a_name_is_left_alone(database, name):
     run(database, "--verify")
 
 
-def test_without_json_an_extra_is_refused(database, monkeypatch):
-    connect = product.connect
-
-    def without_json(*arguments):
-        connection = connect(*arguments)
-        connection.create_function("json", 1, None)
+def test_without_json_an_extra_is_refused(database):
+    with contextlib.closing(product.connect(database)) as connection:
         connection.set_authorizer(lambda action, _, name, *rest: sqlite3.SQLITE_DENY if (
             action, name) == (sqlite3.SQLITE_FUNCTION, "json") else sqlite3.SQLITE_OK)
-        return connection
-
-    monkeypatch.setattr(product, "connect", without_json)
-    assert "no JSON" in run(database, "--yes", "--extra", "targets", status=2).err
+        with pytest.raises(product.Stop, match="no JSON functions") as stopped:
+            product.compare(connection, product.make_parser().parse_args(EXTRAS))
+    assert stopped.value.status == 2

@@ -86,12 +86,13 @@ def test_nothing_is_wider_than_80_columns(tmp_path, generation, flags):
 
 # ---- on a terminal ----------------------------------------------------------------------------
 
-def converse(path, *arguments, answer=None, number=None, env=None):
+def converse(*arguments, answer=None, number=None, env=None, cwd=".",
+             command=(sys.executable, str(SCRIPT))):
     """Run on a terminal, answer the question or send a signal; what was shown, and the status."""
     child, terminal = pty.fork()
     if child == 0:
-        os.execve(sys.executable, [sys.executable, str(SCRIPT), path, *arguments],
-                  environment(**(env or {})))
+        os.chdir(cwd)
+        os.execvpe(command[0], [*command, *arguments], environment(**(env or {})))
     shown, deadline = b"", time.monotonic() + 20
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.1)[0]:
@@ -217,23 +218,3 @@ def test_help_fits_a_screen():
     assert len(said.splitlines()) <= 50 and "exit status" in said
     assert all(len(line) <= 80 for line in said.splitlines())
     assert re.search(r"^2\.\d", run("--version").out)
-
-
-def test_a_new_column_index_and_check_are_one_line_each(database, tmp_path):
-    """The data at the top of the file is all there is to change."""
-    run(database, "--yes", "--no-backup")
-    text = SCRIPT.read_text(encoding="utf-8")
-    for before, line in (
-            ('    "activity_groups": {\n', '        "colour": "VARCHAR",\n'),
-            ("INDEXES: dict[str, str] = {\n", '    "idx_colour": "activity_groups (colour)",\n'),
-            ("CHECKS: dict[str, tuple[str, str]] = {\n",
-             '    "chk_colour": ("activity_groups", "length(colour) < 9"),\n')):
-        assert text.count(before) == 1
-        text = text.replace(before, before + line)
-    (tmp_path / "more.py").write_text(text.replace('"idx_activity_groups_root": ', '"idx_', 0),
-                                      encoding="utf-8")
-    process(database, "--yes", "--no-backup", script=tmp_path / "more.py")
-    process(database, "--verify", script=tmp_path / "more.py")
-    ddl = query(database, "SELECT sql FROM sqlite_master WHERE name IN ('activity_groups', "
-                "'idx_colour') ORDER BY 1")
-    assert "CREATE INDEX idx_colour" in ddl[0][0] and "chk_colour" in ddl[1][0]

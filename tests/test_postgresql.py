@@ -10,6 +10,7 @@ import tempfile
 import pytest
 from databases import build
 from helpers import ROOT, TABLES, query, run
+from test_readme import blocks
 
 PROGRAMS = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
 PLAIN = dict(os.environ, LD_LIBRARY_PATH="")
@@ -85,3 +86,5 @@ def test_a_migrated_file_loads_into_postgresql_with_constraints_and_row_security
         own = query(path, f"SELECT count(*) FROM {table} WHERE root_id = 'goal-1-00'")[0][0]
         assert int(ask(server, f"SELECT count(*) FROM {table}", user="ada")) == own
         assert ask(server, f"SELECT DISTINCT root_id FROM {table}", user="ada") == "goal-1-00"
+    ask(server, blocks("sql", "CREATE TABLE users")[0])
+    assert ask(server, "SELECT count(*) FROM goals WHERE user_id IS NULL") != "0"
