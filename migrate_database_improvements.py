@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -707,6 +708,7 @@ TOKEN = re.compile(r"""
   | [A-Za-z0-9_$\x80-\U0010ffff]+ | .""", re.VERBOSE | re.DOTALL)
 
 
+@functools.lru_cache(None)
 def tokenize(sql: str) -> list[Token]:
     """The tokens of a statement with their places; no white space, no comments."""
     return [Token(m[0], m.start(), m.end()) for m in TOKEN.finditer(sql) if not m["skip"]]
@@ -1323,7 +1325,11 @@ def recreate_tables(run: Run) -> str:
     foreign_keys off, DROP deletes no rows elsewhere, and RENAME touches neither views nor the
     references of other tables. All are copied first, as what is dropped is written over slowly."""
     schema = read_schema(run.db)
-    rows = sum(copy_table(run, name, schema[name]) for name in run.recreate)
+    rows, total = 0, sum(run.rows.get(name, 0) for name in run.recreate)
+    for name in run.recreate:
+        for copied in copy_table(run, name, schema[name]):
+            rows += copied
+            OUT.progress("row", rows, total)
     for name in run.recreate:
         put_in_place(run, name, schema[name].name)
     return f"{count(len(run.recreate), 'table')}, {count(rows, 'row')} copied and proven"
@@ -1347,10 +1353,10 @@ def put_in_place(run: Run, name: str, actual: str) -> None:
         db.change(f"UPDATE sqlite_sequence SET seq = {last} WHERE name = {literal(actual)}")
 
 
-def copy_table(run: Run, name: str, table: Table) -> int:
+def copy_table(run: Run, name: str, table: Table) -> Iterator[int]:
     """Create a table of the new text and copy the rows, in ranges of the rowid, each proven equal
-    while it is in the cache; their number."""
-    db, new, copied, rows = run.db, NEW + name, 0, run.rows.get(name, 0)
+    while it is in the cache; the number of each."""
+    db, new, rows = run.db, NEW + name, run.rows.get(name, 0)
     text = new_text(name, table, missing_checks(run, name, table))
     db.change(f"CREATE TABLE {new} {text[tokenize(text)[2].end:]}")
     made = read_table(db, new)
@@ -1365,18 +1371,18 @@ def copy_table(run: Run, name: str, table: Table) -> int:
     for chunk in rowid_ranges(db, name):
         # FAIL, that no conflict clause of the table may drop a row in silence; unlike ABORT it
         # keeps no journal of the statement, and what fails here is rolled back as a whole.
-        copied += db.change(f"INSERT OR FAIL INTO {new} (rowid, {', '.join(values)}) "
-                            f"SELECT o.rowid, {', '.join(values.values())} "
-                            f"FROM {source} WHERE {chunk}")
+        copied = db.change(f"INSERT OR FAIL INTO {new} (rowid, {', '.join(values)}) "
+                           f"SELECT o.rowid, {', '.join(values.values())} "
+                           f"FROM {source} WHERE {chunk}")
         lost = db.value(f"SELECT count(*) FROM {source} LEFT JOIN {new} n ON n.rowid = o.rowid "
                         f"WHERE {chunk} AND ({new_row}) IS NOT ({', '.join(old.values())})")
         if lost:
             raise Stop(f"the copy of {name} differs in {count(lost, 'row')}", 1, REPORT_THIS)
-        OUT.progress(name, copied, rows)
-    if copied != rows:
+        yield copied
+        rows -= copied
+    if rows:
         check_sound(db, "integrity_check")
-        raise Stop(f"the copy of {name} has {copied:,} rows, not {rows:,}", 1, REPORT_THIS)
-    return copied
+        raise Stop(f"the copy of {name} is off by {count(abs(rows), 'row')}", 1, REPORT_THIS)
 
 
 def new_value(column: Column) -> str:
@@ -1406,7 +1412,8 @@ def create_indexes(run: Run) -> str:
     so they see an insert before the UPDATE by which ours fill its root."""
     db, now = run.db, compare(run.db, run.options)
     db.execute(f"PRAGMA cache_size = -{SORT_KIB}")
-    for name, sql in now.indexes.items():
+    for number, (name, sql) in enumerate(now.indexes.items()):
+        OUT.progress("index", number, len(now.indexes))
         db.change(f"DROP INDEX IF EXISTS {name}")
         db.change(sql)
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -1858,6 +1865,7 @@ class Output:
         self.quiet, self.verbose = options.quiet, options.verbose
         self.terminal = bool(self.stream and self.stream.isatty()) and not self.quiet
         self.step, self.started, self.shown, self.width = "", time.monotonic(), 0.0, 0
+        self.doing = ""             # how far the step is
         self.asking = False         # a question waits for its answer
         self.committed = False      # what is done is done for good
         self.database = ""          # as the operator knows it, whatever copy is worked on
@@ -1886,7 +1894,7 @@ class Output:
         self.say(text if plain else f"\033[1m{text}\033[0m")
 
     def begin(self, step: str) -> None:
-        self.step, self.started = step, time.monotonic()
+        self.step, self.started, self.doing = step, time.monotonic(), ""
 
     def end(self, done: str) -> None:
         """A phase is over: what it did, and its seconds."""
@@ -1897,16 +1905,17 @@ class Output:
     def progress(self, what: str, done: int, total: int) -> None:
         """Say how far a step that counts is, and how long it may take."""
         left = (time.monotonic() - self.started) / max(done, 1) * (total - done)
-        self.tick(f"{what} {done:,} of {total:,}, {left:.0f} s left of this step")
+        self.doing = f"{what} {done:,} of {total:,}, {left:.0f} s left of this step"
+        self.tick()
 
-    def tick(self, what: str = "") -> bool:
+    def tick(self, waiting: str = "") -> bool:
         """Show a step that takes longer than a second: on a terminal in one line, several times a
         second; elsewhere in a line every ten seconds. Whether to end a long statement."""
         now = time.monotonic()
         pause = 0.2 if self.terminal else 10
         if not self.quiet and now - max(self.started + 1, self.shown) > pause:
             self.shown = now
-            text = f"{self.step}: {what or f'{now - self.started:.0f} s'}"[:79]
+            text = f"{self.step}: {waiting or self.doing or f'{now - self.started:.0f} s'}"[:79]
             self.write(text, end="" if self.terminal else "\n")
             self.width = len(text) if self.terminal else 0
         return bool(SIGNALS)
