@@ -14,21 +14,24 @@ Soft-delete and audit columns, constraints that hold and indexes are added.
     python3 migrate_database_improvements.py --verify goals.db     check, any time
     python3 migrate_database_improvements.py goals.db --restore goals.db.backup-...
 
-One transaction: the outcome is the old database or the new one, whole. A checked backup
-comes first; every old value is proven equal before its old table goes; what was built is
-verified before COMMIT. Section 1 is the target as data, section 2 the rule of root_id as
-SQL; all else walks over these two. `migrate_in_transaction` is the run.
+One transaction: the outcome is the old database or the new one, whole. Section 1 is the target
+as data, section 2 the rule of root_id as SQL; `migrate_in_transaction` is the run.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
 import functools
+import glob
+import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import sqlite3
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from typing import Any, Callable, Iterator, NoReturn, Sequence
@@ -36,82 +39,69 @@ from typing import Any, Callable, Iterator, NoReturn, Sequence
 VERSION = "2.0.0 (2026-11-26)"
 OLDEST_SQLITE = (3, 34, 0)
 
-# ---------------------------------------------------------------------------------------
-# 1. The target, as data (DESIGN.md section 3)
-# ---------------------------------------------------------------------------------------
+# ==== 1. The target, as data (DESIGN.md section 3) =====================================
 
-# NULL and a column left out become '', which a trigger then fills.
+# NULL and a column left out become '', for a trigger to fill.
 NOT_EMPTY = "NOT NULL ON CONFLICT REPLACE DEFAULT ''"
 IN_GOALS = "REFERENCES goals(id) ON DELETE CASCADE"
-ROOT_ID = f"VARCHAR {NOT_EMPTY} {IN_GOALS}"
 NOW = "DATETIME DEFAULT CURRENT_TIMESTAMP"
+NAME, ZERO = "VARCHAR NOT NULL", "INTEGER DEFAULT 0"
+OF_ACTIVITY = "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE"
+COMMON = {"id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": f"VARCHAR {NOT_EMPTY} {IN_GOALS}",
+          "created_at": NOW, "updated_at": NOW}
 
-# table -> column -> declaration. Parents come before children: the order of the rebuild.
-# SQLite runs the cascades of the newest table first: metric_values go before the
-# split_definitions that they RESTRICT.
+# table -> column -> declaration, in the order of the rebuild: parents before children. SQLite
+# runs the cascades of the newest table first: of metric_values before split_definitions.
 TABLES: dict[str, dict[str, str]] = {
     "goals": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "type": "VARCHAR NOT NULL",
-        "name": "VARCHAR NOT NULL", "description": "VARCHAR", "deadline": "DATETIME",
-        "completed": "BOOLEAN DEFAULT 0", "created_at": NOW, "updated_at": NOW,
-        "parent_id": "VARCHAR REFERENCES goals(id)", "root_id": ROOT_ID,
+        **COMMON, "type": NAME, "name": NAME, "description": "VARCHAR", "deadline": "DATETIME",
+        "completed": "BOOLEAN DEFAULT 0", "parent_id": "VARCHAR REFERENCES goals(id)",
         "duration_minutes": "INTEGER", "session_start": "DATETIME", "session_end": "DATETIME",
         "total_duration_seconds": "INTEGER", "template_id": "VARCHAR", "attributes": "TEXT",
-        "session_data": "TEXT", "targets": "TEXT", "deleted_at": "DATETIME",
-        "sort_order": "INTEGER DEFAULT 0",
+        "session_data": "TEXT", "targets": "TEXT", "deleted_at": "DATETIME", "sort_order": ZERO,
     },
     "activity_groups": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": ROOT_ID, "name": "VARCHAR NOT NULL",
-        "description": "VARCHAR", "created_at": NOW, "sort_order": "INTEGER DEFAULT 0",
-        "deleted_at": "DATETIME", "updated_at": NOW,
+        **COMMON, "name": NAME, "description": "VARCHAR", "sort_order": ZERO,
+        "deleted_at": "DATETIME",
     },
     "activity_definitions": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": ROOT_ID, "name": "VARCHAR NOT NULL",
-        "description": "VARCHAR", "created_at": NOW, "has_sets": "BOOLEAN DEFAULT 0",
+        **COMMON, "name": NAME, "description": "VARCHAR", "has_sets": "BOOLEAN DEFAULT 0",
         "has_metrics": "BOOLEAN DEFAULT 1", "metrics_multiplicative": "BOOLEAN DEFAULT 0",
         "has_splits": "BOOLEAN DEFAULT 0", "group_id": "VARCHAR REFERENCES activity_groups(id)",
-        "deleted_at": "DATETIME", "updated_at": NOW,
+        "deleted_at": "DATETIME",
     },
     "metric_definitions": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY",
-        "activity_id": "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE",
-        "root_id": ROOT_ID, "name": "VARCHAR NOT NULL", "unit": "VARCHAR", "created_at": NOW,
+        **COMMON, "activity_id": OF_ACTIVITY, "name": NAME, "unit": "VARCHAR",
         "deleted_at": "DATETIME", "is_active": "BOOLEAN DEFAULT 1",
         "is_top_set_metric": "BOOLEAN DEFAULT 0", "is_multiplicative": "BOOLEAN DEFAULT 1",
-        "updated_at": NOW, "sort_order": "INTEGER DEFAULT 0",
+        "sort_order": ZERO,
     },
     "split_definitions": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY",
-        "activity_id": "VARCHAR NOT NULL REFERENCES activity_definitions(id) ON DELETE CASCADE",
-        "root_id": ROOT_ID, "name": "VARCHAR NOT NULL", "order": "INTEGER", "created_at": NOW,
-        "deleted_at": "DATETIME", "updated_at": NOW,
+        **COMMON, "activity_id": OF_ACTIVITY, "name": NAME, "order": "INTEGER",
+        "deleted_at": "DATETIME",
     },
     "session_templates": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "root_id": ROOT_ID, "name": "VARCHAR NOT NULL",
-        "description": "VARCHAR", "created_at": NOW, "template_data": "TEXT",
-        "deleted_at": "DATETIME", "updated_at": NOW,
+        **COMMON, "name": NAME, "description": "VARCHAR", "template_data": "TEXT",
+        "deleted_at": "DATETIME",
     },
     "activity_instances": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY", "practice_session_id": "VARCHAR REFERENCES goals(id)",
+        **COMMON, "practice_session_id": "VARCHAR REFERENCES goals(id)",
         "activity_definition_id": "VARCHAR REFERENCES activity_definitions(id)",
-        "root_id": ROOT_ID, "created_at": NOW, "time_start": "DATETIME", "time_stop": "DATETIME",
-        "duration_seconds": "INTEGER", "completed": "BOOLEAN DEFAULT 0", "notes": "TEXT",
-        "data": "TEXT", "deleted_at": "DATETIME", "updated_at": NOW,
-        "sort_order": "INTEGER DEFAULT 0",
+        "time_start": "DATETIME", "time_stop": "DATETIME", "duration_seconds": "INTEGER",
+        "completed": "BOOLEAN DEFAULT 0", "notes": "TEXT", "data": "TEXT",
+        "deleted_at": "DATETIME", "sort_order": ZERO,
     },
     "metric_values": {
-        "id": "VARCHAR NOT NULL PRIMARY KEY",
-        "activity_instance_id": "VARCHAR REFERENCES activity_instances(id)",
+        **COMMON, "activity_instance_id": "VARCHAR REFERENCES activity_instances(id)",
         "metric_definition_id": "VARCHAR REFERENCES metric_definitions(id)",
         "split_definition_id": "VARCHAR REFERENCES split_definitions(id) ON DELETE RESTRICT",
-        "root_id": ROOT_ID, "value": "FLOAT", "created_at": NOW, "updated_at": NOW,
+        "value": "FLOAT",
     },
 }
-MIGRATION_LOG = {
-    "id": "INTEGER PRIMARY KEY", "run_at": "DATETIME NOT NULL",
-    "script_version": "VARCHAR NOT NULL", "sqlite_version": "VARCHAR NOT NULL",
-    "report": "TEXT NOT NULL",
-}
+MIGRATION_LOG = """CREATE TABLE IF NOT EXISTS migration_log (
+    id INTEGER PRIMARY KEY, run_at DATETIME NOT NULL, script_version VARCHAR NOT NULL,
+    sqlite_version VARCHAR NOT NULL, report TEXT NOT NULL
+)"""
 REFERENCE = re.compile(r"REFERENCES (\w+)\(id\)(?: ON DELETE (\w+))?")
 REFERENCES = [(table, column, REFERENCE.search(declared)[1])  # type: ignore[index]
               for table, columns in TABLES.items() for column, declared in columns.items()
@@ -133,12 +123,13 @@ LAST_RESORTS: dict[str, list[tuple[str, str]]] = {
     "activity_instances": [("activity_definition_id", "activity_definitions")],
     "metric_values": [("metric_definition_id", "metric_definitions")],
 }
+PARENT_TABLES = {parent for pairs in [*PARENTS.values(), *LAST_RESORTS.values()]
+                 for _, parent in pairs}
 EXTRAS = ("targets", "session-metadata", "audit-log")  # made where --extra asks for them
 RECOVERED = "recovered-by-migration"  # the goal that --repair makes for rows without any root
 
-# name -> table, expression. julianday() and date() compare points in time, whatever the
-# notation (https://sqlite.org/lang_datefunc.html). A deadline is a local date, created_at is
-# UTC: west of Greenwich, in the evening, today's deadline lies a day before.
+# name -> table, expression. julianday() and date() compare times in any notation. A deadline is a
+# local date, created_at UTC: west of Greenwich, in the evening, today's lies a day before.
 DEADLINE = "chk_goals_deadline_after_creation"
 CHECKS: dict[str, tuple[str, str]] = {
     DEADLINE: ("goals", "date(deadline, '+1 day') >= date(created_at)"),
@@ -164,9 +155,9 @@ UNIQUE_NAMES: dict[str, tuple[str, str]] = {
     "uq_split_definitions_activity_name": ("split_definitions", "activity_id, name"),
 }
 
-# name -> what follows ON, in the order of creation. The plain index of a column comes after
-# the composite one that begins with it: between equals SQLite's planner takes the newer, and
-# the app's lists without ORDER BY keep the order that their users know.
+# name -> what follows ON, in the order of creation. The plain index of a column comes after the
+# composite one that begins with it: between equals SQLite's planner takes the newer, and lists
+# without ORDER BY keep the order that their users know.
 INDEXES: dict[str, str] = {
     "idx_goals_parent_type": "goals (parent_id, type)",
     "idx_goals_root_type": "goals (root_id, type)",
@@ -200,33 +191,16 @@ INDEXES: dict[str, str] = {
 INDEXED_TABLE = {**{name: table for name, (table, _) in UNIQUE_NAMES.items()},
                  **{name: on.split()[0] for name, on in INDEXES.items()}}
 
-# Queries for one fractal, each with the index that must serve it.
-SCOPED_QUERIES = [
-    "SELECT * FROM activity_instances INDEXED BY idx_activity_instances_root WHERE root_id = ''",
-    "SELECT * FROM metric_values INDEXED BY idx_metric_values_root WHERE root_id = ''",
-    "SELECT sum(value) FROM metric_values INDEXED BY idx_metric_values_root_metric"
-    " WHERE root_id = '' AND metric_definition_id = ''",
-    "SELECT * FROM goals INDEXED BY idx_goals_practice_sessions"
-    " WHERE root_id = '' AND type = 'PracticeSession' ORDER BY created_at",
-    "SELECT * FROM goals INDEXED BY idx_goals_parent_id WHERE parent_id = ''",
-]
-
 # What version 1 left, to be replaced: exactly these triggers and this check.
-VERSION_1_TRIGGERS = {f"trg_{name}" for name in [
-    *(f"{table}_{kind}" for table in TABLES
-      for kind in ("fill", "guard", "move", "adopt", "follow", "orphan")),
-    *(f"sessions_{kind}" for kind in ("adopt", "follow", "orphan")),
-    *(f"goals_{kind}" for kind in (
-        "refill", "guard_insert", "guard_update", "cycle_insert", "cycle_update", "subtree",
-        "session_subtree", "sessions", "unlink")),
-    *(f"practice_session_goals_{kind}" for kind in ("insert", "update", "delete"))]}
+VERSION_1_TRIGGERS = {f"trg_{table}_{kind}" for table, kinds in [
+    *((table, "fill guard move adopt follow orphan") for table in [*TABLES][:8]),
+    ("sessions", "adopt follow orphan"), ("practice_session_goals", "insert update delete"),
+    ("goals", "refill guard_insert guard_update cycle_insert cycle_update subtree session_subtree"
+     " sessions unlink")] for kind in kinds.split()}
 VERSION_1_DEADLINE = f"CONSTRAINT {DEADLINE} CHECK (date(deadline) >= date(created_at))"
 
 
-# ---------------------------------------------------------------------------------------
-# 2. The rule of root_id (DESIGN.md section 4), written once, as SQL: `rule`. Derivation,
-#    audit and triggers are made from it.
-# ---------------------------------------------------------------------------------------
+# ==== 2. The rule of root_id (DESIGN.md section 4), once, as SQL: `rule` ===============
 
 KNOWN = "migration_known_"  # before a table's name: what `derive` knows of it (id, root_id)
 FOUND = "migration_found_"  # the rows whose root it changes (key, root, stored), as numbers
@@ -241,18 +215,9 @@ def root_of(number: str) -> str:
     return f"(SELECT id FROM migration_roots WHERE n = {number})"
 
 
-def new_root(schema: Schema, name: str) -> str:
-    """SQL for the root that row `c` has after the run; `derive` must have run."""
-    found = root_of(f"(SELECT root FROM {FOUND}{name} WHERE key = c.rowid)")
-    return f"COALESCE({found}, c.root_id)" if schema.has(name, "root_id") else found
-
-
 def rule(schema: Schema, name: str, row: str, stored: str = "", known: str = "") -> str:
-    """SQL for the root that a row of table `name` should have; NULL where there is none.
-
-    `row` is the row's alias, `stored` the SQL of its stored root. The roots of other rows are
-    the stored ones, with known=KNOWN the derived ones.
-    """
+    """SQL for the root that the row with alias `row` should have; NULL where there is none.
+    `stored` is SQL for its stored root; other rows' roots are the stored or (KNOWN) derived."""
     stored = f"NULLIF({stored or row + '.root_id'}, '')"
 
     def given_by(pairs: Pairs) -> list[str]:
@@ -285,17 +250,16 @@ def linked_root(schema: Schema, row: str, stored: str, known: str) -> str:
 # ---- derivation -------------------------------------------------------------------------
 
 def derive(db: Database, schema: Schema, otherwise: str = "NULL") -> None:
-    """Find the root of every row: FOUND tables get the rows whose stored root is another one.
-
-    Tables are scanned, as an index might lie. Where the rule gives a row no root, `otherwise`
-    does, which is SQL; but a goal that no rule reaches has none.
-    """
+    """Fill the FOUND tables. Tables are scanned, as an index might lie. Where the rule gives a row
+    no root, the SQL `otherwise` does; but a goal that no rule reaches has none."""
     for old in db.column("SELECT name FROM temp.sqlite_master WHERE type = 'table'"):
         db.change(f"DROP TABLE temp.{old}")
+    for name in TABLES:
+        db.change(f"CREATE TEMP TABLE {FOUND}{name} (key INTEGER PRIMARY KEY, root, stored)")
     derive_goals(db, schema)
     db.change("CREATE TEMP TABLE migration_roots (n INTEGER PRIMARY KEY, id TEXT UNIQUE)")
-    db.change(f"INSERT INTO migration_roots (id) SELECT id FROM migration_tree UNION "
-              f"SELECT '{RECOVERED}'")
+    db.change("INSERT INTO migration_roots (id) "
+              f"SELECT id FROM migration_tree UNION SELECT '{RECOVERED}'")
     for name in schema:
         if schema.has(name, "root_id"):
             db.change("INSERT OR IGNORE INTO migration_roots (id) "
@@ -304,20 +268,20 @@ def derive(db: Database, schema: Schema, otherwise: str = "NULL") -> None:
     if "sessions" in schema:
         make_known(db, "sessions", f"id, {number_of('root_id')}")
     for name in schema.of_target():
-        has_root = schema.has(name, "root_id")
-        stored = number_of("CAST(c.root_id AS TEXT)") if has_root else "NULL"
+        stored = "NULL"
+        if schema.has(name, "root_id"):
+            stored = number_of("CAST(c.root_id AS TEXT)")
         join, root = first_parent(schema, name, KNOWN)
         root = f"COALESCE({root}, {rule(schema, name, 'c', stored, KNOWN)}, {otherwise})"
         if name == "goals":
             join, root = f"LEFT JOIN {KNOWN}goals q ON q.id = c.id", "q.root_id"
-        db.change(f"CREATE TEMP TABLE {FOUND}{name} (key INTEGER PRIMARY KEY, root, stored)")
         # LIMIT keeps SQLite from looking the root up again for each mention of it.
         db.change(f"""
             INSERT INTO {FOUND}{name}
             SELECT * FROM (SELECT c.rowid, {root} AS root, {stored} AS stored
                            FROM {name} c NOT INDEXED {join} LIMIT -1)
             WHERE root IS NULL OR root IS NOT stored""")
-        if name in ("activity_definitions", "metric_definitions", "activity_instances"):
+        if name != "goals" and name in PARENT_TABLES:
             found = f"(SELECT root FROM {FOUND}{name} WHERE key = c.rowid)"
             make_known(db, name, f"c.id, COALESCE({found}, {stored})")
 
@@ -345,8 +309,8 @@ UNKNOWN_LINKS = f"""
 
 
 def derive_goals(db: Database, schema: Schema) -> None:
-    """Fill the KNOWN table of goals with all that the rule reaches: roots spread from the tops
-    down, and a linked session is a top that waits for the roots of its links."""
+    """Fill the KNOWN table of goals that the rule reaches: roots spread from the tops down; a
+    linked session is a top that waits for the roots of its links."""
     stored = "COALESCE(root_id, '')" if schema.has("goals", "root_id") else "''"
     db.change("CREATE TEMP TABLE migration_tree "
               "(id TEXT PRIMARY KEY, parent_id TEXT, type, root_id TEXT)")
@@ -378,22 +342,20 @@ def derive_goals(db: Database, schema: Schema) -> None:
 
 
 def wrong_rows(schema: Schema, name: str) -> str:
-    """FROM and WHERE for the rows `c` whose stored root is not what the rule says of what is
-    stored."""
+    """FROM and WHERE for the rows `c` whose stored root the rule contradicts."""
     join, root = first_parent(schema, name)
     return (f"FROM {name} c {join} WHERE COALESCE(c.root_id, '') IS NOT "
             f"COALESCE({root}, {rule(schema, name, 'c')})")
 
 
 def audit(db: Database) -> Iterator[str]:
-    """A line for each table with wrong rows: a derivation apart from `derive`, in one pass."""
+    """A line for each table with wrong rows, by a way other than `derive`."""
     schema = read_schema(db)
-    for name in [*TABLES, *(["session_metadata"] if "session_metadata" in schema else [])]:
+    for name in [name for name in [*TABLES, "session_metadata"] if name in schema]:
         wrong = wrong_rows(schema, name)
-        ids = db.column(f"SELECT c.{'id' if name in TABLES else 'session_id'} {wrong} LIMIT 4")
-        if ids:
+        if ids := db.column(f"SELECT c.{'id' if name in TABLES else 'session_id'} {wrong} LIMIT 4"):
             rows = count(db.value(f"SELECT count(*) {wrong}"), "row")
-            yield f"{name}: {rows} with a wrong or empty root_id, id {first(ids)}"
+            yield f"{name}: {rows} with a wrong or empty root_id, id {shorten(ids)}"
 
 
 # ---- triggers: they keep the rule, and take NULL for '' ---------------------------------------
@@ -403,8 +365,7 @@ ANCESTORS = ("(WITH RECURSIVE up(id) AS (SELECT NEW.parent_id UNION"
              " SELECT id FROM up)")
 SUBTREE = ("(WITH RECURSIVE sub(id) AS (SELECT NEW.id UNION"
            " SELECT g.id FROM sub JOIN goals g ON g.parent_id = sub.id) SELECT id FROM sub)")
-# In which order the rows of a subtree are updated, SQLite decides: an ancestor that has the new
-# root already proves it right.
+# SQLite updates a subtree in any order: an ancestor that has the new root proves it right.
 ANCESTOR_HAS_ROOT = (
     "EXISTS (WITH RECURSIVE up(parent_id, root_id) AS ("
     "SELECT parent_id, root_id FROM goals WHERE id = NEW.parent_id UNION"
@@ -426,13 +387,12 @@ def triggers(schema: Schema) -> dict[str, str]:
         found[name] = (f"CREATE TRIGGER {name} AFTER {event} ON {table} WHEN {when}\n"
                        f"BEGIN\n    {body};\nEND")
 
-    for name in PARENTS.keys() & schema.keys():
+    for name in [name for name in PARENTS if name in schema]:
         keep_own_root(add, schema, name)
     linked = follow_links(schema, "id IN (SELECT practice_session_id FROM practice_session_goals"
                                   " WHERE short_term_goal_id = NEW.id)")
-    for parent in ("goals", "activity_definitions", "activity_instances", "sessions"):
-        below = give_children(schema, parent)
-        if below:
+    for parent in [*TABLES, "sessions"]:
+        if below := give_children(schema, parent):
             add(parent, "follow", "UPDATE OF root_id", CHANGED, *below)
             if parent == "goals":
                 below += [move_subtree("NEW.root_id"), *linked]
@@ -445,7 +405,7 @@ def triggers(schema: Schema) -> dict[str, str]:
     links = "practice_session_goals"
     if links in schema:
         new, old = [follow_links(schema, f"id = {r}.practice_session_id") for r in ("NEW", "OLD")]
-        # A trigger of its own: while goals_subtree runs, the rows below fire all but that.
+        # Apart from `subtree`: while that runs, the rows below it fire all triggers but it.
         add("goals", "sessions", "UPDATE OF root_id", CHANGED, *linked)
         add(links, "insert", "INSERT", "1", *new)
         add(links, "update", "UPDATE", "1", *new, *old)
@@ -482,28 +442,29 @@ def keep_own_root(add: Callable[..., None], schema: Schema, name: str) -> None:
     add(name, "move", event, moved, carry)
 
 
+def set_root(name: str, root: str, where: str) -> str:
+    """The statement that gives some rows of a table a root, where they have another."""
+    return f"UPDATE {name} SET root_id = {root} WHERE {where} AND COALESCE(root_id, '') <> {root}"
+
+
 def give_children(schema: Schema, parent: str) -> list[str]:
     """Statements that give the rows of other tables below the row NEW of `parent` their root."""
-    return [f"UPDATE {name} SET root_id = {rule(schema, name, name)}"
-            f" WHERE {column} = NEW.id AND COALESCE(root_id, '') <> {rule(schema, name, name)}"
+    return [set_root(name, rule(schema, name, name), f"{column} = NEW.id")
             for name in PARENTS if name != "goals"
             for column, source in schema.pairs(PARENTS, name) if source == parent]
 
 
 def move_subtree(root: str) -> str:
-    """The statement that gives the goal NEW and all below it a root: one over a recursive
-    subquery, as a trigger that fires itself ends at SQLite's depth limit."""
-    return (f"UPDATE goals SET root_id = {root}"
-            f" WHERE id IN {SUBTREE} AND COALESCE(root_id, '') <> {root}")
+    """Give the goal NEW and all below it a root. A trigger that fires itself would end at SQLite's
+    depth limit."""
+    return set_root("goals", root, f"id IN {SUBTREE}")
 
 
 def follow_links(schema: Schema, which: str) -> list[str]:
-    """The statement that gives those of some goals that are sessions the root of their links."""
     if "practice_session_goals" not in schema:
         return []
     root = rule(schema, "goals", "goals")
-    return [f"UPDATE goals SET root_id = {root} WHERE {which} AND type = 'PracticeSession'"
-            f" AND COALESCE(root_id, '') <> {root}"]
+    return [set_root("goals", root, f"{which} AND type = 'PracticeSession'")]
 
 
 # ---- extras: what --extra asks for; JSON as in https://sqlite.org/json1.html ------------------
@@ -556,7 +517,6 @@ def session_metadata(schema: Schema) -> str:
 
 
 def extra_objects(schema: Schema, extras: Sequence[str]) -> dict[str, str]:
-    """The CREATE statement of every object of these extras, by name."""
     found: dict[str, str] = {}
     if "targets" in extras:
         found.update(TARGET_OBJECTS)
@@ -575,8 +535,8 @@ def extra_objects(schema: Schema, extras: Sequence[str]) -> dict[str, str]:
 
 
 def audit_trigger(schema: Schema, name: str, action: str, old: str, new: str) -> str:
-    """The trigger that logs what one action changes; `old` and `new` are the rows it has. A root
-    that a trigger fills or moves is no change, so a root is compared where none does."""
+    """The trigger that logs what one action changes. `old` and `new` are the rows it has. A root
+    is compared only where no trigger fills or moves it."""
     row = new or old
     columns = [column.name for column in schema[name].columns.values()
                if not (column.hidden or column.name.lower() == "root_id" and name in PARENTS)]
@@ -604,23 +564,19 @@ BEGIN
 END"""
 
 
-# ---------------------------------------------------------------------------------------
-# 3. A connection; reading, refusing and editing a schema
-# ---------------------------------------------------------------------------------------
+# ==== 3. A connection; reading, refusing and editing a schema ==========================
 
 class Stop(Exception):
     """The run ends here: a line for the operator, the exit status, what to do next."""
-
-    def __init__(self, message: str, status: int = 1, advice: str = "") -> None:
+    def __init__(self, message: str, status: int = 1, advice: str = "", more: str = "") -> None:
         super().__init__(message)
-        self.status, self.advice = status, advice
+        self.status, self.advice, self.more = status, advice, more  # more: the lines below
 
 
 SIGNALS: list[int] = []  # those that came; heard between statements and within long ones
 
 
 def check_interrupt() -> None:
-    """Raise Stop with 129, 130 or 143 once a signal has come."""
     if SIGNALS:
         name = signal.Signals(SIGNALS[0]).name
         raise Stop(f"interrupted by {name}", 128 + SIGNALS[0], "run it again when it suits")
@@ -638,8 +594,7 @@ class Database(sqlite3.Connection):
     script: list[str]   # the statements that changed something, for --sql
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        """Execute a statement. Waits for a lock in short turns, as SQLite's own waiting can't be
-        interrupted; raises sqlite3.OperationalError after `patience` seconds."""
+        """Wait for a lock in short turns: SQLite's own waiting can't be interrupted."""
         deadline = time.monotonic() + self.patience
         while True:
             check_interrupt()
@@ -679,14 +634,12 @@ def connect(path: str, mode: str = "rw", patience: float = 5.0) -> Database:
                          cached_statements=0, factory=Database)
     db.patience, db.script = patience, []
     db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-    # Python runs a signal's handler between its own instructions: within a long statement, here
-    # (https://sqlite.org/c3ref/progress_handler.html).
+    # Here Python runs a signal's handler within a long statement.
     db.set_progress_handler(OUT.tick, 10_000)
     return db
 
 
 def quote(name: str) -> str:
-    """A name as an SQL identifier, whatever characters it holds."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -710,13 +663,11 @@ TOKEN = re.compile(r"""
 
 @functools.lru_cache(None)
 def tokenize(sql: str) -> list[Token]:
-    """The tokens of a statement with their places; no white space, no comments."""
     return [Token(m[0], m.start(), m.end()) for m in TOKEN.finditer(sql) if not m["skip"]]
 
 
 def split(tokens: list[Token]) -> tuple[list[list[Token]], Token]:
-    """What stands between the bracket that `tokens` begin with and the one that closes it, cut at
-    the commas; and that one."""
+    """What the bracket that `tokens` begin with holds, cut at the commas; its closing bracket."""
     items: list[list[Token]] = [[]]
     depth = 0
     for token in tokens:
@@ -732,15 +683,13 @@ def split(tokens: list[Token]) -> tuple[list[list[Token]], Token]:
 
 # A row of PRAGMA table_xinfo, and whether it is declared STRING, which means NUMERIC.
 Column = namedtuple("Column", "name type not_null default key hidden is_string")
-# The name as the database spells it, the text, the Columns by lower-case name, the tokens of each
-# column and constraint, the closing bracket, the references as {(column, table, ON DELETE)}.
+# The name as it is spelled, the text, {lower-case name: Column}, the tokens of each column and
+# constraint, the closing bracket, {(column, table, ON DELETE)}.
 Table = namedtuple("Table", "name sql columns items close references")
 Pairs = dict[str, list[tuple[str, str]]]  # table -> (column, parent table)
 
 
 class Schema(dict[str, Table]):
-    """The app's tables that a database has, by the target's names."""
-
     link_order = "rowid"  # what says which of a session's links came first
 
     def has(self, name: str, *columns: str) -> bool:
@@ -769,12 +718,10 @@ def read_table(db: Database, name: str) -> Table | None:
 
 
 def read_schema(db: Database) -> Schema:
-    """The app's tables. Raises Stop for a database that is not ours (status 2) or is refused
-    (status 1; DESIGN.md section 2): which table, why, and the way out."""
+    """The app's tables. Raises Stop for a database that is not ours or is refused (DESIGN.md 2)."""
     schema = Schema()
     for name in [*TABLES, "sessions", "practice_session_goals", "session_metadata"]:
-        table = read_table(db, name)
-        if table:
+        if table := read_table(db, name):
             schema[name] = table
         elif name in TABLES and db.rows("SELECT 1 FROM sqlite_master WHERE lower(name) = ? "
                                         "AND type IN ('view', 'table')", [name]):
@@ -804,17 +751,20 @@ def refuse(name: str, why: str, way_out: str) -> NoReturn:
 
 
 def refuse_shape(db: Database, name: str, table: Table) -> None:
-    """Raise Stop for a table of a shape that neither the app nor an ordinary owner makes."""
     options = [token.text for token in tokenize(table.sql[table.close.end:])]
-    if options:
-        refuse(name, f"it is {' '.join(options)}", "make it anew without that")
-    if [item[0].name for item in table.items if item][:len(table.columns)] != [*table.columns]:
-        refuse(name, "its text and its columns disagree", "compare its CREATE with its table_xinfo")
-    if "rowid" in table.columns:
-        refuse(name, "it has a column named rowid", "rename that column")
+    told = [item[0].name for item in table.items if item][:len(table.columns)]
     tokens = tokenize(table.sql)[3:]
-    if any(a.name == table.name.lower() and b.text == "." for a, b in zip(tokens, tokens[1:])):
-        refuse(name, "a constraint in its text names the table itself", "leave the name out there")
+    itself = (a.name == table.name.lower() and b.text == "." for a, b in zip(tokens, tokens[1:]))
+    for wrong, why, way_out in (
+            (options, f"it is {' '.join(options)}", "make it anew without that"),
+            (told != [*table.columns], "its text and its columns disagree",
+             "compare its CREATE with its table_xinfo"),
+            ("rowid" in table.columns, "it has a column named rowid", "rename that column"),
+            ("id" not in table.columns, "it has no id", "add one"),
+            (any(itself), "a constraint in its text names the table itself",
+             "leave the name out there")):
+        if wrong:
+            refuse(name, why, way_out)
     added = TABLES[name].keys() - table.columns.keys()
     for sql in db.column("SELECT sql FROM sqlite_master WHERE lower(tbl_name) = ? "
                          "AND type IN ('table', 'index') AND sql > ''", [name]):
@@ -827,9 +777,6 @@ def refuse_shape(db: Database, name: str, table: Table) -> None:
 
 
 def refuse_columns(db: Database, name: str, table: Table) -> None:
-    """Raise Stop where an id or a root can't be text, or can't be deleted with its fractal."""
-    if "id" not in table.columns:
-        refuse(name, "it has no id", "add one")
     kind = table.columns["id"].type
     if re.search("INT", kind, re.I) or not re.search("CHAR|CLOB|TEXT", kind, re.I) and db.rows(
             f"SELECT 1 FROM {name} WHERE typeof(id) IN ('integer', 'real') LIMIT 1"):
@@ -850,47 +797,36 @@ def refuse_columns(db: Database, name: str, table: Table) -> None:
                    "let it refer to goals(id) with ON DELETE CASCADE")
 
 
-# ALTER TABLE refuses CURRENT_TIMESTAMP; this keeps its place until the table is recreated
-# (https://sqlite.org/lang_altertable.html#alter_table_add_column).
+# ALTER TABLE refuses CURRENT_TIMESTAMP; this keeps its place until the table is recreated.
 NO_TIME_YET = "DEFAULT (+NULL)"
 
 
 def new_text(name: str, table: Table, checks: Sequence[str] = ()) -> str:
-    """The text of a table brought to the target; the same text if it is there already.
-
-    `checks` are the names of those to add. Clauses are appended, since of two SQLite takes the
-    last; nothing of the owner's is removed.
-    """
+    """The text of a table brought to the target, with these checks. Clauses are appended, as of two
+    SQLite takes the last; nothing of the owner's is removed."""
     edits = []
     for column, item in zip(table.columns.values(), table.items):
         if column.is_string:
             edits.append((item[1].start, item[1].end, "VARCHAR"))
-        clauses = missing_clauses(name, column.name.lower(), item, table)
-        edits.append((item[-1].end, item[-1].end, "".join(f" {clause}" for clause in clauses)))
+        key, end = column.name.lower(), item[-1].end
+        if key == "root_id" and NOT_EMPTY not in table.sql[item[0].start:end]:
+            edits.append((end, end, f" {NOT_EMPTY}"))
+        wanted = REFERENCE.search(TABLES[name].get(key, ""))
+        if wanted and (name, key) in ADDED_REFERENCES:
+            actions = [action for of, parent, action in table.references
+                       if (of, parent) == (key, wanted[1])]
+            if not actions or wanted[2] and wanted[2] not in actions:
+                edits.append((end, end, f" {wanted[0]}"))
     added = [f"CONSTRAINT {check} CHECK ({ALL_CHECKS[check][1]})" for check in checks]
     if ("root_id", "goals", "CASCADE") not in table.references:
         # The last key of a table acts first: before one of parent_id frees or takes what is below.
         added.insert(0, f"FOREIGN KEY (root_id) {IN_GOALS}")
-    edits.append((table.close.start, len(table.sql),
-                  "".join(f",\n    {text}" for text in added) + table.sql[table.close.start:]))
-    sql, at = "", 0
-    for start, end, text in edits:
-        sql, at = sql + table.sql[at:start] + text, end
+    sql, at = str(table.sql), table.close.start
+    for start, end, text in reversed([*edits, (at, at, "".join(f",\n    {a}" for a in added))]):
+        sql = sql[:start] + text + sql[end:]
     deadline = f"CONSTRAINT {DEADLINE} CHECK ({CHECKS[DEADLINE][1]})"
     return sql.replace(VERSION_1_DEADLINE, deadline).replace(
         NO_TIME_YET, "DEFAULT CURRENT_TIMESTAMP")
-
-
-def missing_clauses(name: str, column: str, item: list[Token], table: Table) -> Iterator[str]:
-    """The clauses of the target that a column's text lacks."""
-    if column == "root_id" and NOT_EMPTY not in table.sql[item[0].start:item[-1].end]:
-        yield NOT_EMPTY
-    wanted = REFERENCE.search(TABLES[name].get(column, ""))
-    if wanted and (name, column) in ADDED_REFERENCES:
-        actions = [action for key, parent, action in table.references
-                   if (key, parent) == (column, wanted[1])]
-        if not actions or wanted[2] and wanted[2] not in actions:
-            yield wanted[0]
 
 
 def declared_checks(sql: str) -> dict[str, str]:
@@ -904,18 +840,14 @@ def declared_checks(sql: str) -> dict[str, str]:
     return found
 
 
-# ---------------------------------------------------------------------------------------
-# 4. A run: what there is to do, the decisions that the data needs, the repairs
-# ---------------------------------------------------------------------------------------
+# ==== 4. What there is to do, and the decisions that the data needs ====================
 
-# Rows that stand in the way: what is wrong, with what, how many, the first ids, a query for all,
-# the ways out, and whether --repair is one.
+# Rows in the way: what is wrong, with what, how many, first ids, a query for all, the ways out.
 Finding = namedtuple("Finding", "kind name rows ids query resolve repairable")
 
 
 class Run:
     """What is to change, by table. `compare` finds what the schema tells, `survey` the rest."""
-
     def __init__(self, db: Database, options: argparse.Namespace) -> None:
         self.db, self.options = db, options
         self.schema, self.log = read_schema(db), last_log(db)
@@ -942,13 +874,12 @@ class Run:
 
 
 def compare(db: Database, options: argparse.Namespace) -> Run:
-    """Compare the schema with the target. Raises Stop for a database that is refused."""
     run, incomplete = Run(db, options), []
     for name, columns in TABLES.items():
         table = run.schema.get(name)
         run.missing[name] = [column for column in columns if not run.schema.has(name, column)]
         run.differences += [f"{name}.{column} is missing" for column in run.missing[name]]
-        run.checks[name] = missing_checks(run, name, table) if table else []
+        run.checks[name] = missing_checks(run, name, table.sql if table else "")
         late = any("CURRENT_TIMESTAMP" in columns[column] for column in run.missing[name])
         if not table or late or new_text(name, table, run.checks[name]) != table.sql:
             incomplete.append(name)
@@ -958,8 +889,10 @@ def compare(db: Database, options: argparse.Namespace) -> Run:
         # And those after the first: the order of creation stays the target's (see TABLES).
         run.recreate = [*TABLES][[*TABLES].index(incomplete[0]):]
     run.indexes = indexes_to_make(run)
-    run.differences += [f"index {name} is missing, differs or is too old" for name in run.indexes]
     stored = dict(db.rows("SELECT name, sql FROM sqlite_master"))
+    run.differences += [f"index {name} is missing, differs, or is older than it should be" for name
+                        in [name for name, sql in run.indexes.items() if stored.get(name) != sql]
+                        or run.indexes]
     if {"targets", "audit-log"} & {*run.extras} and compile_error(db, "SELECT json('[]')"):
         raise Stop("this SQLite has no JSON functions, which --extra needs", 2,
                    "run it with a Python that has SQLite 3.38 or newer")
@@ -971,17 +904,16 @@ def compare(db: Database, options: argparse.Namespace) -> Run:
     return run
 
 
-def missing_checks(run: Run, name: str, table: Table) -> list[str]:
-    """The checks of the target that a table lacks. One of our name counts as present, unless an
-    earlier run made it, as its log says, and its text was changed since."""
-    declared, made = declared_checks(table.sql), run.log.get("checks", [])
+def missing_checks(run: Run, name: str, sql: str) -> list[str]:
+    """The checks of the target that a table lacks. One of our name counts as present, unless the
+    log says that a run made it and its text is another now."""
+    declared, made = declared_checks(sql), run.log.get("checks", [])
     return [check for check, (owner, expression) in ALL_CHECKS.items()
             if owner == name and check not in run.options.skip_constraint
             and (check not in declared or check in made and declared[check] != expression)]
 
 
 def wanted_indexes(options: argparse.Namespace) -> dict[str, str]:
-    """The CREATE statements of the target's indexes, by name, in the order of their creation."""
     wanted = {name: f"CREATE UNIQUE INDEX {name} ON {table} ({columns}) WHERE deleted_at IS NULL"
               for name, (table, columns) in UNIQUE_NAMES.items()
               if not options.without_constraints and name not in options.skip_constraint}
@@ -989,8 +921,7 @@ def wanted_indexes(options: argparse.Namespace) -> dict[str, str]:
 
 
 def indexes_to_make(run: Run) -> dict[str, str]:
-    """The indexes of the target that are missing, differ, or were created out of order; all of
-    those of a table that is to be recreated."""
+    """The indexes that are missing, differ, are out of order, or whose table is recreated."""
     wanted = wanted_indexes(run.options)
     found: dict[str, str] = {}
     stored = run.db.rows("SELECT lower(name), sql FROM sqlite_master WHERE type = 'index' "
@@ -1004,17 +935,16 @@ def indexes_to_make(run: Run) -> dict[str, str]:
 
 
 def refuse_names(run: Run) -> None:
-    """Raise Stop where something else has a name that the migration needs, or a text that can't
-    be run again."""
+    """Raise Stop where another's object has a name of ours, or a text that is not UTF-8."""
     log = read_table(run.db, "migration_log")
-    migrated = log and [*log.columns] == [*MIGRATION_LOG]
+    migrated = log and {"script_version", "report"} <= log.columns.keys()
     ours = set() if migrated else {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
     ours |= extra_objects(run.schema, run.extras).keys() - extra_objects(
         run.schema, run.log.get("extras", [])).keys()
     for kind, name, table, sql in run.db.rows("SELECT type, lower(name), lower(tbl_name), sql "
                                               "FROM sqlite_master"):
-        if name in ours or name in INDEXED_TABLE and kind != "trigger" and (
-                (kind, table) != ("index", INDEXED_TABLE[name])):
+        if name in ours and sql != run.others.get(name) or name in INDEXED_TABLE and (
+                kind != "trigger" and (kind, table) != ("index", INDEXED_TABLE[name])):
             raise Stop(f"the {kind} {name} has a name that the migration needs", 1, "rename it")
         if re.search("[\ud800-\udfff]", f"{name}{sql}"):
             raise Stop(f"the CREATE statement of the {kind} {name} is not UTF-8", 1,
@@ -1023,7 +953,6 @@ def refuse_names(run: Run) -> None:
 
 def last_log(db: Database) -> dict[str, Any]:
     """The report of the last run, from migration_log; {} if there is none that can be read."""
-    import json
     try:
         log = json.loads(db.value("SELECT report FROM migration_log ORDER BY id DESC LIMIT 1"))
         parts = (("options", dict), ("checks", list), ("not_compiling", dict))
@@ -1033,12 +962,10 @@ def last_log(db: Database) -> dict[str, Any]:
 
 
 def survey(db: Database, options: argparse.Namespace) -> Run:
-    """Compare schema and rows with the target; the FOUND tables hold the roots to come.
-
-    Raises Stop for a database that is refused, and where findings hang on a damaged index.
-    """
+    """Compare schema and rows with the target, fill the FOUND tables, find what to decide."""
     run = compare(db, options)
     refuse_names(run)
+    run.differences += [] if run.log else ["migration_log has no report"]
     if "session_metadata" in run.schema and db.rows(
             f"SELECT 1 {wrong_rows(run.schema, 'session_metadata')} LIMIT 1"):
         run.differences.append("session_metadata has rows with a wrong root_id")
@@ -1051,7 +978,7 @@ def survey(db: Database, options: argparse.Namespace) -> Run:
     if not options.without_constraints:
         for name in UNIQUE_NAMES:
             find_equal_names(run, name)
-        for name in run.recreate:
+        for name in filter(run.schema.__contains__, run.recreate):
             find_broken_rows(run, name)
     if run.findings:
         check_sound(db, "integrity_check")  # nothing is decided on the word of a damaged index
@@ -1064,15 +991,13 @@ def survey(db: Database, options: argparse.Namespace) -> Run:
 
 def find(run: Run, kind: str, name: str, query: str, *ways: str) -> None:
     """Add a finding if its query has rows; their first column is an id."""
-    rows = run.db.value(f"SELECT count(*) FROM ({query})")
-    if rows:
+    if rows := run.db.value(f"SELECT count(*) FROM ({query})"):
         ids = run.db.column(f"{query} LIMIT 20")
         run.findings.append(Finding(kind, name, rows, ids, query, ways, "--repair" in ways[0]))
 
 
 def find_goals_without_root(run: Run) -> None:
-    """Goals that no rule reaches: without an id, in a cycle of parents, sessions linked in a ring;
-    not what hangs below them."""
+    """Goals without an id, cycles of parents, rings of links; not what hangs below them."""
     no_id = "WHERE COALESCE(id, '') = ''"
     find(run, "a goal without an id", "goals.id", f"SELECT rowid, * FROM goals {no_id}",
          f"UPDATE goals SET id = lower(hex(randomblob(16))) {no_id}")
@@ -1115,8 +1040,6 @@ def find_rows_without_root(run: Run) -> None:
 
 def find_broken_rows(run: Run, name: str) -> None:
     """Rows that break a check to come, or a NOT NULL or CHECK that the owner had."""
-    if name not in run.schema:
-        return
     table = run.schema[name]
     # Not IS NULL, which SQLite takes for false where a column is NOT NULL.
     tests = {f"{name}.{column}": f"typeof({quote(column)}) = 'null'" for column, declared
@@ -1143,7 +1066,11 @@ def find_equal_names(run: Run, constraint: str) -> None:
     named = "c.name IS NOT NULL"
     live = "c.deleted_at IS NULL" if run.schema.has(table, "deleted_at") else named
     age = "c.created_at" if run.schema.has(table, "created_at") else "NULL"
-    scope = new_root(run.schema, table) if column == "root_id" else f"c.{column}"
+    scope = f"c.{column}"
+    if column == "root_id":  # as it will be
+        stored = scope if run.schema.has(table, column) else "NULL"
+        found = root_of(f"(SELECT root FROM {FOUND}{table} WHERE key = c.rowid)")
+        scope = f"COALESCE({found}, {stored})"
     names = f"""
         SELECT c.id, c.rowid AS key, {scope} AS scope, CAST(c.name AS TEXT) AS name,
                row_number() OVER (equal ORDER BY {age} IS NULL, {age}, c.rowid) AS position,
@@ -1152,8 +1079,7 @@ def find_equal_names(run: Run, constraint: str) -> None:
         WINDOW equal AS (PARTITION BY {scope}, c.name)"""
     ids = run.db.column(f"SELECT id FROM ({names}) WHERE size > 1 ORDER BY scope, name, position")
     if ids:
-        run.findings.append(Finding(
-            "equal names", constraint, len(ids), ids[:20],
+        run.findings.append(Finding("equal names", constraint, len(ids), ids[:20],
             f"SELECT id, {column}, name FROM {table} c WHERE {live} AND ({column}, name) IN "
             f"(SELECT {column}, name FROM {table} c WHERE {live} AND {column} <> '' "
             "GROUP BY 1, 2 HAVING count(*) > 1)",
@@ -1163,32 +1089,28 @@ def find_equal_names(run: Run, constraint: str) -> None:
 
 
 def new_names(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """The next free name for all but the oldest of equal names. Rows, oldest first: id, rowid,
-    scope, name, position among equals, their number."""
     def place(scope: str, name: str) -> tuple[str, str]:
         return scope, name.lower().rstrip(" ")  # equal for what any collation finds equal
 
     taken = {place(scope, name) for _, _, scope, name, _, _ in rows}
-    numbers: dict[tuple[str, str], int] = {}
     for identity, key, scope, name, position, _ in rows:
-        if position > 1:
-            number = numbers.get(place(scope, name), 2)
-            while place(scope, f"{name} ({number})") in taken:
-                number += 1
-            numbers[place(scope, name)] = number + 1
-            taken.add(place(scope, f"{name} ({number})"))
-            yield {"id": identity, "key": key, "before": name, "after": f"{name} ({number})"}
+        if position > 1:  # names up to this number are taken: by the equals before
+            free = (f"{name} ({number})" for number in range(position, len(rows) + 3))
+            after = next(one for one in free if place(scope, one) not in taken)
+            taken.add(place(scope, after))
+            yield {"id": identity, "key": key, "before": name, "after": after}
 
 
 RESTORE = "restore a backup of it, or see .recover of the sqlite3 shell"
 
 
 def damage(db: Database, check: str = "quick_check") -> str:
-    """What quick_check or integrity_check says of the file's structure; "" if nothing. That a value
-    breaks its declaration is no damage: SQLite 3.40 says it of columns that ALTER TABLE added."""
+    """What a check of the file says; "" if nothing. A value that breaks its declaration is no
+    damage: SQLite 3.40 says it of columns that ALTER TABLE added."""
     try:
-        said = [text for text in db.column(f"PRAGMA main.{check}") if text != "ok" and not re.match(
-            r"(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in ", text)]
+        harmless = r"ok$|(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in "
+        said = [text for text in db.column(f"PRAGMA main.{check}(9999)")
+                if not re.match(harmless, text)]
     except sqlite3.DatabaseError as error:
         if "malformed" not in str(error):
             raise
@@ -1197,17 +1119,13 @@ def damage(db: Database, check: str = "quick_check") -> str:
 
 
 def check_sound(db: Database, check: str = "quick_check") -> None:
-    """Raise Stop if the database is damaged, with what mends it."""
-    said = damage(db, check)
-    if re.search(r"(missing from|entries in) index", said):
-        raise Stop(f"an index is damaged: {said}", 1, "REINDEX in the sqlite3 shell, and run again")
-    if said:
-        raise Stop(f"the database is damaged: {said}", 1, RESTORE)
+    if said := damage(db, check):
+        index = re.search(r"(missing from|entries in) index", said)
+        raise Stop(f"{'an index' if index else 'the database'} is damaged: {said}", 1,
+                   "REINDEX in the sqlite3 shell, and run again" if index else RESTORE)
 
 
-# ---------------------------------------------------------------------------------------
-# 5. One transaction, five phases
-# ---------------------------------------------------------------------------------------
+# ==== 5. One transaction, five phases ==================================================
 
 CHUNK_ROWS = 50_000
 NEW = "migration_new_"  # before the name of a table while it is recreated
@@ -1217,10 +1135,8 @@ REPORT_THIS = "please report this with the output of -v"
 
 
 def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> Run:
-    """Everything that changes the file; rolled back under --dry-run and on any failure.
-
-    Returns the run that was carried out: a new one if someone wrote since `data_version`.
-    """
+    """Everything that changes the file; rolled back under --dry-run and on any failure. Returns
+    the run that was carried out: a new one if someone wrote since `data_version`."""
     db, options = run.db, run.options
     for pragma in ("foreign_keys = OFF", "legacy_alter_table = ON", "threads = 2",
                    "secure_delete = FAST"):
@@ -1228,8 +1144,10 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
     db.execute("BEGIN IMMEDIATE")
     try:
         if db.value("PRAGMA main.data_version") != data_version:
-            run = survey(db, options)
+            shown, run = run.renames, survey(db, options)
             check_decisions(run)
+            if options.repair and not options.yes and run.renames != shown:
+                raise Stop("others have written names that are to be repaired", 1, "run it again")
         if run.nothing_to_do():
             return run
         run.sizes = row_counts(db)
@@ -1264,10 +1182,9 @@ def put_triggers_aside(run: Run) -> None:
 
 
 def repair_names(run: Run) -> None:
-    """Give equal names their new ones; name the full-text tables that must be filled anew."""
     for one in run.renames:
-        run.db.change(f"UPDATE {one['table']} SET name = {literal(one['after'])} "
-                      f"WHERE rowid = {one['key']}")
+        run.db.change(f"UPDATE {one['table']} SET name = {literal(one['after'])} WHERE "
+                      f"rowid = {one['key']} AND CAST(name AS TEXT) = {literal(one['before'])}")
     for name, sql in run.db.rows("SELECT name, sql FROM sqlite_master "
                                  "WHERE sql LIKE 'CREATE VIRTUAL TABLE%content%'"):
         if any(re.search(rf"content\s*=\W*{one['table']}\b", sql, re.I) for one in run.renames):
@@ -1288,11 +1205,8 @@ def add_columns(run: Run) -> str:
                               + text.replace("DEFAULT CURRENT_TIMESTAMP", NO_TIME_YET))
         else:
             created += 1
-            lines = [f"{quote(column)} {text}" for column, text in declared.items()]
-            lines += [f"CONSTRAINT {check} CHECK ({expression})"
-                      for check, (owner, expression) in ALL_CHECKS.items()
-                      if owner == name and check not in run.options.skip_constraint]
-            run.db.change(f"CREATE TABLE {name} (\n    " + ",\n    ".join(lines) + "\n)")
+            lines = ",\n    ".join(f"{quote(column)} {text}" for column, text in declared.items())
+            run.db.change(f"CREATE TABLE {name} (\n    {lines})")  # [3/5] adds its checks
     for name, sql in run.others.items():
         if sql.startswith("CREATE TABLE") and not read_table(run.db, name):
             created += 1
@@ -1320,44 +1234,35 @@ def backfill(run: Run) -> str:
 
 
 def recreate_tables(run: Run) -> str:
-    """[3/5] Rebuild the tables whose text changes, and those after them, by the procedure of
-    https://sqlite.org/lang_altertable.html#otheralter: with legacy_alter_table on and
-    foreign_keys off, DROP deletes no rows elsewhere, and RENAME touches neither views nor the
-    references of other tables. All are copied first, as what is dropped is written over slowly."""
-    schema = read_schema(run.db)
+    """[3/5] Rebuild tables, as https://sqlite.org/lang_altertable.html#otheralter says. With
+    legacy_alter_table on and foreign_keys off, DROP deletes no rows elsewhere, and RENAME leaves
+    views and references. All are copied first: what is dropped is written over slowly."""
+    db, schema, ours = run.db, read_schema(run.db), wanted_indexes(run.options)
     rows, total = 0, sum(run.rows.get(name, 0) for name in run.recreate)
     for name in run.recreate:
         for copied in copy_table(run, name, schema[name]):
             rows += copied
             OUT.progress("row", rows, total)
     for name in run.recreate:
-        put_in_place(run, name, schema[name].name)
+        new, old = NEW + name, schema[name].name
+        indexes = db.rows("SELECT lower(name), sql FROM sqlite_master WHERE type = 'index' AND "
+                          f"sql > '' AND lower(tbl_name) = '{name}' ORDER BY rowid")
+        if db.rows("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'"):
+            # AUTOINCREMENT: the highest key ever given may be that of a row that is gone.
+            db.change(f"DELETE FROM sqlite_sequence WHERE name = '{new}'")
+            db.change(f"INSERT INTO sqlite_sequence SELECT '{new}', seq FROM sqlite_sequence "
+                      f"WHERE name = {literal(old)}")
+        db.change(f"DROP TABLE {quote(old)}")
+        db.change(f"ALTER TABLE {new} RENAME TO {quote(old)}")
+        for sql in [sql for index, sql in indexes if index not in ours]:
+            db.change(sql)
     return f"{count(len(run.recreate), 'table')}, {count(rows, 'row')} copied and proven"
 
 
-def put_in_place(run: Run, name: str, actual: str) -> None:
-    """Put the new table in place of the old one, with the owner's indexes."""
-    db, ours = run.db, ", ".join(map(literal, wanted_indexes(run.options)))
-    indexes = db.column("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql > '' AND "
-                        f"lower(tbl_name) = '{name}' AND lower(name) NOT IN ({ours}) "
-                        "ORDER BY rowid")
-    sequence = []
-    if db.rows("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'"):
-        # AUTOINCREMENT: the highest key ever given may be that of a row that is gone.
-        sequence = db.rows("SELECT seq FROM sqlite_sequence WHERE name = ?", [actual])
-    db.change(f"DROP TABLE {quote(actual)}")
-    db.change(f"ALTER TABLE {NEW}{name} RENAME TO {quote(actual)}")
-    for statement in indexes:
-        db.change(statement)
-    for last, in sequence:
-        db.change(f"UPDATE sqlite_sequence SET seq = {last} WHERE name = {literal(actual)}")
-
-
 def copy_table(run: Run, name: str, table: Table) -> Iterator[int]:
-    """Create a table of the new text and copy the rows, in ranges of the rowid, each proven equal
-    while it is in the cache; the number of each."""
+    """Create the new table, copy the rows in ranges, prove each range equal; how many it has."""
     db, new, rows = run.db, NEW + name, run.rows.get(name, 0)
-    text = new_text(name, table, missing_checks(run, name, table))
+    text = new_text(name, table, run.checks[name])
     db.change(f"CREATE TABLE {new} {text[tokenize(text)[2].end:]}")
     made = read_table(db, new)
     if not made or [*made.columns] != [*table.columns] or not table.references <= made.references:
@@ -1368,26 +1273,27 @@ def copy_table(run: Run, name: str, table: Table) -> Iterator[int]:
            if column[1:-1].lower() not in run.missing[name]}
     new_row = ", ".join(f"n.{column} COLLATE BINARY" for column in old)
     source = f"{name} o LEFT JOIN {FOUND}{name} r ON r.key = o.rowid"
-    for chunk in rowid_ranges(db, name):
-        # FAIL, that no conflict clause of the table may drop a row in silence; unlike ABORT it
-        # keeps no journal of the statement, and what fails here is rolled back as a whole.
+    for chunk in rowid_ranges(db, name) if name in run.rows else ():  # else it is new
+        # FAIL: no conflict clause of the table drops a row in silence; no journal of the statement.
         copied = db.change(f"INSERT OR FAIL INTO {new} (rowid, {', '.join(values)}) "
                            f"SELECT o.rowid, {', '.join(values.values())} "
                            f"FROM {source} WHERE {chunk}")
-        lost = db.value(f"SELECT count(*) FROM {source} LEFT JOIN {new} n ON n.rowid = o.rowid "
-                        f"WHERE {chunk} AND ({new_row}) IS NOT ({', '.join(old.values())})")
-        if lost:
+        if lost := db.value(
+                f"SELECT count(*) FROM {source} LEFT JOIN {new} n ON n.rowid = o.rowid "
+                f"WHERE {chunk} AND ({new_row}) IS NOT ({', '.join(old.values())})"):
             raise Stop(f"the copy of {name} differs in {count(lost, 'row')}", 1, REPORT_THIS)
         yield copied
         rows -= copied
+    db.script.append("INSERT INTO migration_guard SELECT "
+                     f"(SELECT count(*) FROM {new}) = (SELECT count(*) FROM {name})")
     if rows:
         check_sound(db, "integrity_check")
         raise Stop(f"the copy of {name} is off by {count(abs(rows), 'row')}", 1, REPORT_THIS)
 
 
 def new_value(column: Column) -> str:
-    """SQL for what a column of the old row `o` is in the new one: the same, but for root_id, and
-    a number in a STRING column that text of 15 digits, as SQLite makes it, would not keep."""
+    """SQL for what a column of the old row `o` becomes: the same, but for root_id, and a number in
+    a STRING column that SQLite's text of 15 digits would not keep."""
     value = f"o.{quote(column.name)}"
     if column.name.lower() == "root_id":
         return f"COALESCE({root_of('r.root')}, {value})"
@@ -1399,17 +1305,17 @@ def new_value(column: Column) -> str:
 
 def rowid_ranges(db: Database, name: str) -> Iterator[str]:
     """Conditions that cut a table into ranges of CHUNK_ROWS rows, however sparse its rowids."""
-    first = db.value(f"SELECT min(rowid) FROM {name}")
-    while first is not None:
-        after = db.value(f"SELECT (SELECT rowid FROM {name} WHERE rowid >= {first} "
-                         f"ORDER BY rowid LIMIT 1 OFFSET {CHUNK_ROWS})")
-        yield f"o.rowid >= {first}" + ("" if after is None else f" AND o.rowid < {after}")
-        first = after
+    start = "1"
+    while after := db.rows(f"SELECT rowid FROM {name} o WHERE {start} "
+                           f"ORDER BY rowid LIMIT 1 OFFSET {CHUNK_ROWS}"):
+        yield f"{start} AND o.rowid < {after[0][0]}"
+        start = f"o.rowid >= {after[0][0]}"
+    yield start
 
 
 def create_indexes(run: Run) -> str:
-    """[4/5] Create indexes and triggers, the owner's triggers after ours: the newest fires first,
-    so they see an insert before the UPDATE by which ours fill its root."""
+    """[4/5] Create indexes and triggers, the owner's last: the newest fires first, so they see an
+    insert before ours fill its root."""
     db, now = run.db, compare(run.db, run.options)
     db.execute(f"PRAGMA cache_size = -{SORT_KIB}")
     for number, (name, sql) in enumerate(now.indexes.items()):
@@ -1421,10 +1327,8 @@ def create_indexes(run: Run) -> str:
         root = rule(now.schema, "session_metadata", "session_metadata")
         db.change(f"UPDATE session_metadata SET root_id = {root} WHERE root_id IS NOT {root}")
     for name, sql in now.others.items():
-        kind = sql.split()[1]
-        if kind in ("VIEW", "INDEX"):
+        if (kind := sql.split()[1]) != "TABLE":
             db.change(f"DROP {kind} IF EXISTS {name}")
-        if kind != "TABLE":
             db.change(sql)
     for sql in run.owners_triggers:
         db.change(sql)
@@ -1436,25 +1340,25 @@ def create_indexes(run: Run) -> str:
 
 
 def write_log(run: Run) -> None:
-    """Keep the report in migration_log, in the transaction of the run itself."""
-    import json
-    columns = ",\n    ".join(f"{column} {declared}" for column, declared in MIGRATION_LOG.items())
-    run.db.change(f"CREATE TABLE IF NOT EXISTS migration_log (\n    {columns}\n)")
+    run.db.change(MIGRATION_LOG)
     report = json.dumps(dict(OUT.report, status="done", exit_code=0), default=repr)
     values = map(literal, (OUT.report["started"], VERSION, sqlite3.sqlite_version, report))
     run.db.change("INSERT INTO migration_log (run_at, script_version, sqlite_version, report) "
                   f"VALUES ({', '.join(values)})")
 
 
-# ---------------------------------------------------------------------------------------
-# 6. Verification
-# ---------------------------------------------------------------------------------------
+# ==== 6. Verification ==================================================================
 
 def verify(run: Run) -> str:
     """[5/5] Look at every promise of the run afresh; raises Stop for a fault."""
-    faults = [*schema_faults(run.db, run.options, OUT.report["not_compiling"])]
+    faults = [*schema_faults(compare(run.db, run.options), OUT.report["not_compiling"])]
     if not faults:
-        faults = [*audit(run.db), *run_faults(run)]
+        sizes = row_counts(run.db)
+        sizes[read_schema(run.db)["goals"].name] -= run.recovers
+        faults = [*audit(run.db), *(
+            f"{name} has {sizes.get(name)} rows, not {rows}" for name, rows in run.sizes.items()
+            if sizes.get(name) != rows and not name.startswith("sqlite_")),
+            *sorted(broken_references(run) - run.broken_references)]
     check_sound(run.db, "integrity_check" if faults else "quick_check")
     if faults:
         raise Stop("verification found a fault: " + "; ".join(faults[:5]), 1,
@@ -1463,36 +1367,28 @@ def verify(run: Run) -> str:
     return "schema, roots, rows, integrity are right"
 
 
-def schema_faults(db: Database, options: argparse.Namespace,
-                  not_compiling_before: dict[str, str]) -> Iterator[str]:
+def schema_faults(run: Run, before: dict[str, str]) -> Iterator[str]:
     """What the schema lacks of the target; what compiled before and does no more."""
-    run = compare(db, options)
     yield from run.differences
-    for statement, why in not_compiling(db).items():
+    broken: dict[str, str] = {}
+    for statement, why in not_compiling(run.db).items():
         # Our triggers fire those of other tables: what was broken there is so in more statements.
-        if statement not in not_compiling_before and (
-                statement.startswith("SELECT") or why not in not_compiling_before.values()):
-            yield f"{statement} does not compile any more: {why}"
+        if statement not in before and (
+                statement.startswith("SELECT") or why not in before.values()):
+            broken.setdefault(statement.split(" ", 1)[1],
+                              f"{statement} does not compile any more: {why}")
+    yield from broken.values()
     if not run.differences:
-        yield from filter(None, (compile_error(db, query) for query in SCOPED_QUERIES))
+        for name, on in INDEXES.items():  # a query for one fractal, one parent, must find its index
+            table, column, where = re.split(r" \((\w+).*?\)", on)
+            query = f"SELECT * FROM {table} INDEXED BY {name} WHERE {column} = ''"
+            yield from filter(None, [compile_error(run.db, query + where.replace("WHERE", "AND"))])
     OUT.report["extras"] = run.extras
-    OUT.report["checks"] = [
-        name for table in run.schema.values() for name, expression
+    OUT.report["checks"] = [name for table in run.schema.values() for name, expression
         in declared_checks(table.sql).items() if ALL_CHECKS.get(name, ("", ""))[1] == expression]
 
 
-def run_faults(run: Run) -> Iterator[str]:
-    """What the run has changed that it must not."""
-    sizes = row_counts(run.db)
-    sizes[run.schema["goals"].name] -= run.recovers
-    for name, rows in run.sizes.items():
-        if sizes.get(name) != rows and not name.startswith("sqlite_"):
-            yield f"{name} has {sizes.get(name)} rows, not {rows}"
-    yield from sorted(broken_references(run) - run.broken_references)
-
-
 def row_counts(db: Database) -> dict[str, int]:
-    """The number of rows of every table, by its name."""
     return {name: db.value(f"SELECT count(*) FROM main.{quote(name)}") for name in db.column(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0")}
 
@@ -1500,12 +1396,11 @@ def row_counts(db: Database) -> dict[str, int]:
 def broken_references(run: Run) -> set[str]:
     """The roots that name no goal; where names are repaired, what violates a foreign key, too."""
     schema = read_schema(run.db)
-    roots = " UNION ".join(
-        f"SELECT * FROM (SELECT DISTINCT root_id FROM {name} WHERE root_id <> '')"
-        for name in schema.of_target() if schema.has(name, "root_id"))
-    roots = roots and f"{roots} EXCEPT SELECT id FROM goals"
     found = {f"no root_id named the missing goal {root!r} before"
-             for root in (run.db.column(roots) if roots else [])}
+             for name in schema.of_target() if schema.has(name, "root_id")
+             for root in run.db.column(
+                 f"SELECT * FROM (SELECT DISTINCT root_id FROM {name} WHERE root_id <> '') "
+                 "EXCEPT SELECT id FROM goals")}
     with contextlib.suppress(sqlite3.OperationalError):  # a mismatch: not even SQLite can tell
         if run.renames:
             found |= {f"{name}: the row of rowid {rowid} refers to no row of {parent} any more"
@@ -1524,7 +1419,6 @@ def compile_error(db: Database, sql: str) -> str:
 
 
 def not_compiling(db: Database) -> dict[str, str]:
-    """The statements on views, and on tables with their triggers, that SQLite can't compile."""
     found = {}
     for name in db.column("SELECT name FROM sqlite_master WHERE type = 'view' OR type = 'table' "
                           "AND rootpage > 0 AND name NOT GLOB 'sqlite_*'"):
@@ -1534,15 +1428,14 @@ def not_compiling(db: Database) -> dict[str, str]:
         same = ", ".join(f"{column} = {column}" for column in columns)
         for sql in (f"SELECT * FROM {table}", f"INSERT INTO {table} DEFAULT VALUES",
                     f"DELETE FROM {table}", f"UPDATE {table} SET {same}"):
-            error = compile_error(db, sql)
-            if error:
+            if error := compile_error(db, sql):
                 found[f"{sql.split()[0]} {name}"] = error
     return found
 
 
 def note_references(db: Database) -> None:
-    """Count, by column, the references to missing rows and the rows that link two fractals, into
-    the report. They are no faults: an app without foreign keys makes them daily."""
+    """Count, by column, references to missing rows and rows that link two fractals: no faults,
+    as an app without foreign keys makes them daily."""
     lost, crossing = OUT.report["references_to_missing_rows"], OUT.report["crossing_fractals"]
     if read_table(db, "migration_quarantine"):
         rows = db.value("SELECT count(*) FROM migration_quarantine")
@@ -1566,8 +1459,7 @@ def note_references(db: Database) -> None:
             joins[f"{name}.{column}"] = f"{name} c JOIN {parent} p ON p.id = c.{column}"
     for where, joined in joins.items():
         query = f"SELECT c.id FROM {joined} WHERE p.root_id <> c.root_id"
-        ids = db.column(query)
-        if ids:
+        if ids := db.column(query):
             crossing[where] = {"count": len(ids), "ids": ids[:20], "query": query}
     if lost or crossing:
         OUT.say(f"  {count(sum(lost.values()), 'reference')} to missing rows, "
@@ -1580,20 +1472,17 @@ PHASES = [("Add columns", add_columns), ("Backfill root_id", backfill),
           ("Verify", verify)]
 
 
-# ---------------------------------------------------------------------------------------
-# 7. Files: copies, backup, restore. While this process has a connection to a file, it opens
-#    that file by no other way: closing any descriptor would drop SQLite's locks
-#    (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled).
-# ---------------------------------------------------------------------------------------
+# ==== 7. Files: copies, backup, restore ================================================
+# While this process has a connection to a file, it opens that file by no other way: closing any
+# descriptor drops its locks (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled).
 
 SNAPSHOT, PARTIAL = "fractal-goals-", ".partial-"  # so is named what a killed run leaves
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
-def read_head(path: str, what: str = "database") -> bytes:
-    """The first 100 bytes of a file; raises Stop unless it begins as a database does
-    (https://sqlite.org/fileformat.html#the_database_header)."""
-    why = f"no such {what}: {path}"
+def read_head(path: str) -> bytes:
+    """The first 100 bytes of a file; raises Stop unless it begins as a database does."""
+    why = f"no such database: {path}"
     if os.path.isfile(path):
         with open(path, "rb") as file:
             head = file.read(100)
@@ -1602,11 +1491,10 @@ def read_head(path: str, what: str = "database") -> bytes:
         why = f"{path} is " + ("no SQLite database, or encrypted" if head else "empty")
     elif os.path.exists(path):
         why = f"{path} is no file"
-    raise Stop(why, 2, f"name the app's own {what}")
+    raise Stop(why, 2, "name the app's own, or a backup of it")
 
 
 def size_of(path: str) -> int:
-    """Bytes of a database with its -wal."""
     return sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
 
 
@@ -1616,8 +1504,7 @@ def mebibytes(size: float) -> str:
 
 @contextlib.contextmanager
 def reading(path: str, patience: float) -> Iterator[Database]:
-    """A connection that reads one state of a database, after SQLite's own recovery from a crash,
-    and leaves no file beside it."""
+    """A connection that reads one state, after SQLite's own recovery, and leaves no file."""
     mode = "rw" if os.path.exists(path + "-journal") else "ro"
     if read_head(path)[18:20] == b"\2\2":  # in WAL mode: as the app would open it
         writable = os.access(path, os.W_OK) and os.access(os.path.dirname(path), os.W_OK)
@@ -1629,8 +1516,8 @@ def reading(path: str, patience: float) -> Iterator[Database]:
 
 
 def copy_pages(source: Database, target: Database, what: str) -> None:
-    """Copy a database with the backup API (https://sqlite.org/backup.html), in steps, between
-    which signals are heard. `source` is in a transaction: no writer makes it begin anew."""
+    """Copy a database by the backup API, in steps, between which signals are heard. `source` is in
+    a transaction: no writer makes it begin anew."""
     def progress(status: int, left: int, total: int) -> None:
         if status != 101:  # SQLITE_DONE: what is complete no signal may deny
             check_interrupt()
@@ -1645,8 +1532,6 @@ def copy_to_file(source: Database, path: str, what: str) -> None:
 
 @contextlib.contextmanager
 def snapshot(options: argparse.Namespace) -> Iterator[str]:
-    """The path of a private copy of DATABASE, gone in the end; or of what is to be --output."""
-    import tempfile
     with contextlib.ExitStack() as stack:
         if options.output:
             path = stack.enter_context(private_file(options.output, options.path))
@@ -1661,8 +1546,8 @@ def snapshot(options: argparse.Namespace) -> Iterator[str]:
 
 @contextlib.contextmanager
 def private_file(final: str, like: str) -> Iterator[str]:
-    """A new file for its owner alone beside `final`, which gets that name and the owner of `like`
-    in the end, and is removed if that is not reached. Nothing is overwritten."""
+    """A new private file that in the end gets the name `final` and the owner of `like`; removed
+    where that is not reached. Nothing is overwritten."""
     partial = f"{final}{PARTIAL}{os.getpid()}"
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     try:
@@ -1686,28 +1571,22 @@ def private_file(final: str, like: str) -> Iterator[str]:
 def sync(path: str) -> None:
     """Make a file, or the names in a folder, last through a power cut."""
     number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    os.fsync(number)
+    os.close(number)
 
 
 @contextlib.contextmanager
 def made_backup(run: Run, final: str | None) -> Iterator[Callable[[], Any]]:
-    """Back up under the run's lock, from a second connection; nothing if `final` is None.
-
-    Yields a function that waits for the check of the backup, which goes on in a thread, and
-    raises Stop if it is damaged.
-    """
+    """Back up under the run's lock, from a second connection; nothing if `final` is None. Yields a
+    function that waits for the check, which goes on in a thread, and raises Stop for damage."""
     if final is None:
         yield lambda: None
         return
     from concurrent.futures import ThreadPoolExecutor
-    path = run.options.path
     OUT.begin("Back up")
-    with contextlib.closing(connect(path, "ro", run.options.timeout)) as source:
+    with contextlib.closing(connect(run.options.path, "ro", run.options.timeout)) as source:
         source.execute("BEGIN")
-        with private_file(final, path) as partial:
+        with private_file(final, run.options.path) as partial:
             copy_to_file(source, partial, "backup")
     OUT.report["backup"] = final
     OUT.end(f"{mebibytes(os.path.getsize(final))}, is checked during what follows")
@@ -1726,20 +1605,19 @@ def check_backup(path: str, rows: dict[str, int]) -> None:
 
 def check_space(*needs: tuple[str, int]) -> str:
     """Raise Stop where a file system has less free than the (folder, bytes) need; else say it."""
-    import shutil
     said = []
     for device in {os.stat(folder).st_dev for folder, _ in needs}:
         here = [(folder, size) for folder, size in needs if os.stat(folder).st_dev == device]
         need, free = sum(size for _, size in here), shutil.disk_usage(here[0][0]).free
         said.append(f"{mebibytes(need)} needed, {mebibytes(free)} free in {here[0][0]}")
         if free < need:
-            raise Stop(f"not enough free disk: {said[-1]}", 1, "make room there")
+            raise Stop(f"not enough free disk: {said[-1]}", 1,
+                       "make room there; TMPDIR names the folder for temporary files")
     return "; ".join(said)
 
 
 def check_live_run(options: argparse.Namespace, backup: str | None) -> str:
     """Raise Stop where a live run could not write what it must; else say the disk it needs."""
-    import tempfile
     folder, size = os.path.dirname(options.path), size_of(options.path)
     backups = os.path.dirname(backup) if backup else folder
     for place in (options.path, folder, backups):
@@ -1757,9 +1635,8 @@ def free_name(path: str, word: str) -> str:
 
 
 def restore(options: argparse.Namespace) -> None:
-    """Put a backup in place of DATABASE; what is there now is kept aside."""
     path, backup = options.path, options.restore
-    read_head(backup, "backup")
+    read_head(backup)
     there = os.path.exists(path)
     if there and (os.path.samefile(path, backup) or not os.path.isfile(path)):
         raise Stop(f"{path} is the backup itself, or no file", 2, "name database and backup")
@@ -1794,7 +1671,9 @@ def restore(options: argparse.Namespace) -> None:
 def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
     """Say what a restore replaces. Raises Stop where that can't be read, or is another database."""
     hours = (time.time() - os.stat(options.restore).st_mtime) / 3600
-    OUT.title(f"Restore {options.restore}, {hours:,.1f} hours old\nin place of {options.path}")
+    OUT.title(f"Restore {options.restore}\nin place of {options.path}")
+    migrated = "migrated" if last_log(source) else "not migrated"
+    OUT.say(f"  the backup is {hours:,.1f} hours old, and {migrated}")
     if not os.path.exists(options.path) or not os.path.getsize(options.path):
         return
     OUT.say(f"{'rows of':23}{'the backup':>14}{'now':>14}{'only now':>14}")
@@ -1829,12 +1708,12 @@ def compare_rows(then: Database, now: Database, name: str) -> tuple[int, int, in
 
 
 def put_back(source: Database, options: argparse.Namespace) -> None:
-    """Keep the content of a database aside, then overwrite it, under one exclusive lock."""
     with contextlib.closing(connect(options.path, "rw", options.timeout)) as db:
         mode = db.value("PRAGMA journal_mode")
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN EXCLUSIVE")
         db.execute("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
+        db.execute("PRAGMA journal_mode = DELETE")  # the page size may be another in the backup
         aside = free_name(options.path, "replaced")
         with private_file(aside, options.path) as partial:
             copy_to_file(db, partial, "keep aside")
@@ -1850,16 +1729,14 @@ def put_back(source: Database, options: argparse.Namespace) -> None:
     OUT.say(f"What was there is kept in {aside}")
 
 
-# ---------------------------------------------------------------------------------------
-# 8. What people see: lines of at most 80 columns, a live line on a terminal, the report
-# ---------------------------------------------------------------------------------------
+# ==== 8. What people see, and the report ===============================================
 
 MADE_BY = "migrate_database_improvements.py"
+GONE = (AttributeError, OSError, ValueError)  # a reader that went away (`| head`) stops no run
 
 
 class Output:
     """What a run says, and its report; `OUT` is the one of this process."""
-
     def __init__(self, options: argparse.Namespace) -> None:
         self.stream = sys.stderr if options.report == "-" else sys.stdout
         self.quiet, self.verbose = options.quiet, options.verbose
@@ -1879,8 +1756,7 @@ class Output:
             "backup": None, "kept_aside": None}
 
     def write(self, text: str, end: str = "\n") -> None:
-        """Print; a reader that went away (`| head`) must not stop a migration."""
-        with contextlib.suppress(AttributeError, OSError, ValueError):
+        with contextlib.suppress(*GONE):
             self.stream.write(f"\r{' ' * self.width}\r{text}{end}" if self.width else text + end)
             self.stream.flush()
         self.width = 0
@@ -1897,20 +1773,18 @@ class Output:
         self.step, self.started, self.doing = step, time.monotonic(), ""
 
     def end(self, done: str) -> None:
-        """A phase is over: what it did, and its seconds."""
         seconds = round(time.monotonic() - self.started, 3)
         self.say(f"{self.step:22}  {done:46}{seconds:7.1f} s")
         self.report["phases"].append({"phase": self.step, "done": done, "seconds": seconds})
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Say how far a step that counts is, and how long it may take."""
         left = (time.monotonic() - self.started) / max(done, 1) * (total - done)
         self.doing = f"{what} {done:,} of {total:,}, {left:.0f} s left of this step"
         self.tick()
 
     def tick(self, waiting: str = "") -> bool:
-        """Show a step that takes longer than a second: on a terminal in one line, several times a
-        second; elsewhere in a line every ten seconds. Whether to end a long statement."""
+        """Show a step longer than a second: live on a terminal, else a line every ten seconds.
+        Whether to end a long statement."""
         now = time.monotonic()
         pause = 0.2 if self.terminal else 10
         if not self.quiet and now - max(self.started + 1, self.shown) > pause:
@@ -1922,33 +1796,19 @@ class Output:
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """"1 row", "2 rows"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def first(ids: Sequence[Any]) -> str:
-    """As many ids as fit in a line."""
+def shorten(ids: Sequence[Any]) -> str:
     text = ", ".join(map(repr, ids))
     return text if len(text) < 60 else text[:text.rfind(", ", 0, 60) + 1] + " ..."
 
 
 def command(*arguments: str) -> str:
-    """The command, to be pasted, that runs this script with other arguments."""
-    import shlex
     return shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *arguments])
 
 
-# SQLAlchemy sends INSERT and UPDATE before DELETE, and one UPDATE after another.
-REFUSED_EDITS = {"uq_metric_definitions_activity_name", "uq_split_definitions_activity_name"}
-REFUSED_EDITS_TEXT = """
-  Until the app's code is updated, two constraints refuse an edit of an activity
-  that swaps the names of two metrics (or two splits), or that removes one and
-  adds another of its name. To leave them out until then:
-    --skip-constraint """ + "\n    --skip-constraint ".join(sorted(REFUSED_EDITS))
-
-
 def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
-    """What the run would do, before anything happens."""
     OUT.title("Plan                        rows new columns     to fill  to correct  recreate")
     for name, columns in run.missing.items():
         how = "create" if name not in run.schema else "yes" if name in run.recreate else "no"
@@ -1959,13 +1819,18 @@ def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
     OUT.say(f"  {count(len(run.indexes), 'index', 'indexes')}, "
             f"triggers that keep root_id right; it takes about {seconds * 6 + 0.1:,.1f} s\n"
             f"  disk    {space}\n  backup  {backup or 'none'}")
-    if REFUSED_EDITS & run.indexes.keys():
-        OUT.say(REFUSED_EDITS_TEXT[1:])
+    if run.extras:
+        OUT.say(f"  extras  {', '.join(run.extras)}")
+    if refused := [name for name in run.indexes if name.endswith("_activity_name")]:
+        # SQLAlchemy sends INSERT and UPDATE before DELETE, and one UPDATE after another.
+        OUT.say("  Until the app's code is updated, these refuse an edit that swaps two names, or\n"
+                "  removes one and adds another of its name; --skip-constraint leaves them out:\n"
+                + "\n".join(f"    {name}" for name in refused))
 
 
 def check_decisions(run: Run) -> None:
-    """Tell the decisions that the data needs, all at once, and what --repair changes. Raises Stop
-    with status 3 if any is left; its last words are the command to run next."""
+    """Tell the decisions, all at once, and what --repair changes. Raises Stop if any is left; its
+    last words are the command to run next."""
     repair, arguments = run.options.repair, run.options.arguments
     OUT.report["decisions"] = [one._asdict() for one in run.findings]
     OUT.report["repairs"] = run.renames if repair else []
@@ -1973,9 +1838,12 @@ def check_decisions(run: Run) -> None:
     if run.findings:
         OUT.title("Decisions")
     for one in run.findings:
+        ways = "\n          or ".join(one.resolve)
         OUT.say(f"  {one.name}: {one.kind}, {count(one.rows, 'row')}\n"
-                f"    first    {first(one.ids)}\n    show     {one.query}\n"
-                "    resolve  " + "\n          or ".join(one.resolve), always=one in left)
+                f"    first    {shorten(one.ids)}\n    show     {one.query}\n"
+                f"    resolve  {ways}", always=one in left)
+    if OUT.report["repairs"]:
+        OUT.title("Repairs")
     for one in OUT.report["repairs"]:
         OUT.say(f"  {one['table']} {one['id']!r}\n    {one['before']!r} becomes {one['after']!r}")
     if left:
@@ -1985,7 +1853,7 @@ def check_decisions(run: Run) -> None:
         flags = ["--repair"] if settled else []
         flags += [word for name in skipped for word in ("--skip-constraint", name)]
         raise Stop(f"the data needs {count(len(left), 'decision')}", 3,
-                   f"--repair settles {len(settled)} of them; "
+                   (f"--repair settles {len(settled)} of them; " if settled else "")
                    + (f"resolve {', '.join(correct)}; " if correct else "")
                    + f"next: {command(*arguments, *flags)}")
 
@@ -2015,7 +1883,6 @@ def confirm(options: argparse.Namespace, verb: str) -> None:
 
 
 def explain(error: BaseException) -> Stop:
-    """An error of SQLite or the system as one line for the operator, with its exit status."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     if is_locked(error):
         return Stop("the database is locked by another process", 4, "stop the app (find it with "
@@ -2040,7 +1907,6 @@ EXPLANATIONS = [
 
 
 def say_result(options: argparse.Namespace) -> None:
-    """The end of a run: what was done, and as commands what may follow."""
     path, backup, verify = options.path, OUT.report["backup"], command(options.path, "--verify")
     if OUT.report["status"] == "nothing to do":
         OUT.say(f"Nothing to do: {path} is migrated.", always=True)
@@ -2052,7 +1918,8 @@ def say_result(options: argparse.Namespace) -> None:
         OUT.say(f"Done: {options.output} is migrated; {path} is untouched.", always=True)
     else:
         before, now = OUT.report["database"]["bytes_before"], size_of(path)
-        OUT.say(f"Done: {path} is migrated.", always=True)
+        how = " but for the constraints, as chosen" if options.without_constraints else ""
+        OUT.say(f"Done: {path} is migrated{how}.", always=True)
         seconds = sum(phase["seconds"] for phase in OUT.report["phases"])
         OUT.say(f"Time: {seconds:,.1f} s; size: {mebibytes(before)} before, {mebibytes(now)} now")
         if backup:
@@ -2062,13 +1929,10 @@ def say_result(options: argparse.Namespace) -> None:
                 f"  0 4 * * * {verify} -q >/dev/null")
 
 
-# ---------------------------------------------------------------------------------------
-# 9. The command line
-# ---------------------------------------------------------------------------------------
+# ==== 9. The command line ==============================================================
 
 def migrate(options: argparse.Namespace) -> None:
     """The main job: live, as a rehearsal (--dry-run) or into a new file (--output)."""
-    import tempfile
     read_head(options.path)
     size, mode = size_of(options.path), os.stat(options.path).st_mode & 0o777
     backup = None if options.no_backup else options.backup or free_name(options.path, "backup")
@@ -2096,7 +1960,6 @@ def migrate(options: argparse.Namespace) -> None:
 
 
 def work(options: argparse.Namespace, path: str, space: str, backup: str | None) -> None:
-    """Survey, plan, ask, migrate the file at `path`: DATABASE, or a copy of it."""
     with contextlib.closing(connect(path, "rw", options.timeout)) as db:
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         db.execute(f"PRAGMA temp.cache_size = -{CACHE_KIB}")
@@ -2128,24 +1991,23 @@ def verify_database(options: argparse.Namespace) -> None:
     with snapshot(options) as path, contextlib.closing(connect(path)) as db:
         OUT.begin("Verify")
         read_schema(db)
-        log = last_log(db)
-        if not log:
+        if not (log := last_log(db)):
             raise Stop(f"{options.path} is not migrated", 1, "to migrate it, run without --verify")
         chosen = log.get("options", {})
         options.skip_constraint = [*options.skip_constraint, *chosen.get("skip_constraint", [])]
         options.without_constraints |= bool(chosen.get("without_constraints"))
         check_sound(db, "integrity_check")
         run = survey(db, options)
-        faults = [*schema_faults(db, options, log.get("not_compiling", {}))]
-        faults += [f"{one.name}: {one.kind}, {first(one.ids)}" for one in run.findings]
+        faults = [*schema_faults(run, log.get("not_compiling", {}))]
+        faults += [f"{one.name}: {one.kind}, {shorten(one.ids)}" for one in run.findings]
         if all(run.schema.has(name, *columns) for name, columns in TABLES.items()):
             faults += audit(db)
             note_references(db)
         OUT.end("schema and roots" + (" are right" if not faults else ""))
     if faults:
         OUT.report["status"] = "fault"
-        raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:150]}\n" + "\n".join(faults), 1,
-                   "migrating again mends schema and roots")
+        raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:100]}", 1,
+                   "migrating again mends schema and roots", "\n".join(faults))
     without = ", ".join(options.skip_constraint)
     how = ("complete but for the constraints, as chosen" if options.without_constraints else
            f"migrated and consistent{', without ' if without else ''}{without}")
@@ -2155,7 +2017,6 @@ def verify_database(options: argparse.Namespace) -> None:
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors are one line here like any other."""
-
     def error(self, message: str) -> NoReturn:
         raise Stop(" ".join(message.split()), 2, "see --help")
 
@@ -2172,23 +2033,22 @@ a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
     modes, backups = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     parser.add_argument("database", nargs="?", metavar="DATABASE",
                         help="default: $DATABASE_PATH, else goals.db")
-    for group, flags, text in (
-            (modes, ["--dry-run"], "rehearse on a private copy, rolled back"),
-            (modes, ["--verify"], "check that DATABASE is migrated and consistent"),
-            (backups, ["--no-backup"], "make none"),
-            (parser, ["--without-constraints"], "the quick win: recreate no table"),
-            (parser, ["--repair"], "apply the lossless repairs"),
-            (parser, ["-y", "--yes"], "don't ask"),
-            (parser, ["-q", "--quiet"], "errors and the last line only"),
-            (parser, ["-v", "--verbose"], "each statement")):
-        group.add_argument(*flags, action="store_true", help=text)
-    for group, flag, name, text in (
+    for group, flags, value, text in (
+            (modes, "--dry-run", "", "rehearse on a private copy, rolled back"),
+            (modes, "--verify", "", "check that DATABASE is migrated and consistent"),
             (modes, "--output", "FILE", "migrate a copy into FILE, a new file"),
             (modes, "--restore", "BACKUP", "put a backup back; what is there is kept aside"),
+            (backups, "--no-backup", "", "make none"),
             (backups, "--backup", "FILE", "where it goes (default: beside DATABASE)"),
+            (parser, "--without-constraints", "", "the quick win: recreate no table"),
+            (parser, "--repair", "", "apply the lossless repairs"),
+            (parser, "-y --yes", "", "don't ask"),
+            (parser, "-q --quiet", "", "errors and the last line only"),
+            (parser, "-v --verbose", "", "each statement"),
             (parser, "--report", "FILE", "the run as JSON; - for standard output"),
             (parser, "--sql", "FILE", "the statements of the run, for the sqlite3 shell")):
-        group.add_argument(flag, metavar=name, help=text)
+        kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+        group.add_argument(*flags.split(), help=text, **kind)
     parser.add_argument("--skip-constraint", metavar="NAME", action="append", default=[],
                         choices=[*UNIQUE_NAMES, *CHECKS],
                         help="leave out one constraint; repeatable")
@@ -2201,7 +2061,6 @@ a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
 
 
 def find_database(options: argparse.Namespace) -> str:
-    """The real path of the database that is meant."""
     path = options.database or os.environ.get("DATABASE_PATH") or "goals.db"
     sample = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "sample.db")
     named = options.database or os.path.exists(path)
@@ -2212,12 +2071,13 @@ def find_database(options: argparse.Namespace) -> str:
 
 
 def check_flags(options: argparse.Namespace) -> None:
-    """Raise Stop for flags that don't go together, and files to write that are there already."""
     modes = options.verify or options.restore
     if modes and (options.repair or options.sql) or options.output and options.backup:
         raise Stop("these flags don't go together", 2, "see --help")
-    if not 0 <= options.timeout < 1e6 or options.database == "":
-        raise Stop("--timeout takes seconds from 0 to 999999, DATABASE a name", 2, "see --help")
+    if not 0 <= options.timeout < 1e6:
+        raise Stop("--timeout takes seconds, from 0 to 999999", 2, "see --help")
+    if options.database == "":
+        raise Stop("DATABASE is an empty name", 2, "name the app's own database")
     read_only = options.dry_run or options.output or options.verify
     if re.search(r"\.backup-\d{8}T\d{6}Z", os.path.basename(options.path)) and not read_only:
         raise Stop(f"{options.path} is a backup", 2, "name the database, or a copy of the backup")
@@ -2230,6 +2090,8 @@ def check_flags(options: argparse.Namespace) -> None:
             for wrong, why in (
                     (path in ("", "-") or os.path.isdir(real), "that is no name of a file"),
                     (not os.path.isdir(os.path.dirname(real)), "there is no such folder"),
+                (name in ("backup", "output") and not os.access(os.path.dirname(real), os.W_OK),
+                 "no permission to write in that folder"),
                     (real in files, "that is another file of this run"),
                     (name in ("report", "sql") and not may_write(real),
                      "not writable, or not made by this script"),
@@ -2241,7 +2103,6 @@ def check_flags(options: argparse.Namespace) -> None:
 
 
 def may_write(path: str) -> bool:
-    """Whether a report or script may be written here: what is there, if anything, is one."""
     head = b""
     if os.path.isfile(path) and os.access(path, os.R_OK):
         with open(path, "rb") as file:
@@ -2251,8 +2112,7 @@ def may_write(path: str) -> bool:
 
 
 def script_text(run: Run) -> str:
-    """The statements of a run as a script for the sqlite3 shell, which ends with an error on any
-    database but a copy of the one it was made from."""
+    """The run as a script for the sqlite3 shell, for a copy of this database alone."""
     counts = " AND ".join(f"(SELECT count(*) FROM {quote(name)}) = {number}"
                           for name, number in run.sizes.items())
     header = f"""-- {MADE_BY} {VERSION}: the run of {OUT.report["started"]} as a script
@@ -2265,13 +2125,11 @@ CREATE TEMP TABLE migration_guard
 INSERT INTO migration_guard SELECT {counts};"""
     lines = [header]
     for sql in map(str.rstrip, run.db.script):
-        after_comment = "\n" if tokenize(sql)[-1].end < len(sql) else ""
-        lines.append(f"{sql}{after_comment};")
+        lines.append(sql + ("\n;" if tokenize(sql)[-1].end < len(sql) else ";"))  # a comment
     return "\n".join([*lines, "COMMIT;", "SELECT 'Done: the database is migrated.';", ""])
 
 
 def write_file(path: str, text: str) -> None:
-    """Write a report or script; raises Stop where that fails."""
     try:
         with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.write(text)
@@ -2281,13 +2139,10 @@ def write_file(path: str, text: str) -> None:
 
 
 def name_leftovers(path: str) -> None:
-    """Name what killed runs have left beside the database and in the temporary folder."""
-    import glob
-    import tempfile
-    for start in (path + ".", os.path.join(tempfile.gettempdir(), SNAPSHOT)):
-        for found in glob.glob(f"{glob.escape(start)}*"):
-            if SNAPSHOT in found or PARTIAL in found:
-                OUT.say(f"Unless another run is going on, delete what one has left: {found}")
+    snapshots = os.path.join(tempfile.gettempdir(), SNAPSHOT)
+    for start in (glob.escape(path) + f".*{PARTIAL[1:]}", glob.escape(snapshots)):
+        for left in sorted(glob.glob(start + "*")):
+            OUT.say(f"Left by a killed run, unless one goes on: rm -r {shlex.quote(left)}")
 
 
 STATUSES = {0: "cancelled", 1: "failed", 2: "usage", 3: "decision", 4: "locked"}
@@ -2316,8 +2171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
         stop = error if isinstance(error, Stop) else explain(error)
         status = stop.status
-        if isinstance(error, (Stop, sqlite3.IntegrityError)) or is_locked(error):
-            drop_copies()
+        clean = isinstance(error, (Stop, sqlite3.IntegrityError)) or is_locked(error)
+        for what in ("backup", "kept_aside"):  # equal to the database; else a disk may be at fault
+            if clean and report[what] and not OUT.committed:
+                os.unlink(report[what])
+                report[what] = None
         if report["status"] == "failed":
             report["status"] = STATUSES.get(status, "interrupted")
         report["message"] = say_error(stop)
@@ -2328,17 +2186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def drop_copies() -> None:
-    """After a clean roll back the database is what its backup is; else a disk may be at fault."""
-    for what in ("backup", "kept_aside"):
-        if OUT.report[what] and not OUT.committed:
-            os.unlink(OUT.report[what])
-            OUT.report[what] = None
-
-
 def write_report(path: str) -> None:
-    """Write the report as JSON; a failure is by now no more than a warning."""
-    import json
     text = json.dumps(OUT.report, indent=2, default=repr) + "\n"
     try:
         if path == "-":
@@ -2351,14 +2199,15 @@ def write_report(path: str) -> None:
 
 
 def say_error(stop: Stop) -> str:
-    """Say on standard error in one line what ended the run."""
     copy = OUT.report["backup"] or OUT.report["kept_aside"]
     said = "; ".join(filter(None, [
         str(stop), "" if OUT.committed else "nothing was changed",
         copy and f"what was there is also in {copy}", stop.advice]))
     OUT.write("", end="")
-    with contextlib.suppress(AttributeError, OSError, ValueError):
+    with contextlib.suppress(*GONE):
         print(f"error: {said}" if stop.status else said, file=sys.stderr, flush=True)
+        if stop.more:
+            print(stop.more, file=sys.stderr, flush=True)
     return said
 
 
@@ -2378,6 +2227,6 @@ if __name__ == "__main__":
         exit_status = int(end.code or 0)
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)  # what was done and said stands
-    with contextlib.suppress(AttributeError, OSError, ValueError):
+    with contextlib.suppress(*GONE):
         sys.stdout.flush()
     os._exit(exit_status)  # Python would complain of a closed pipe or a full disk, with status 120

@@ -174,13 +174,14 @@ def test_a_check_that_survived_still_bites(tmp_path):
         script(path, "UPDATE activity_groups SET a1 = -1")
 
 
-def test_autoincrement_keeps_its_sequence(tmp_path):
+@pytest.mark.parametrize("gone", ["n = 500", "1"])
+def test_autoincrement_keeps_its_sequence(tmp_path, gone):
     path = build(tmp_path / "g.db", fill=None)
     script(path, "DROP TABLE activity_groups",
            "CREATE TABLE activity_groups (n INTEGER PRIMARY KEY AUTOINCREMENT, id VARCHAR UNIQUE, "
            "root_id VARCHAR, name VARCHAR)",
            "INSERT INTO activity_groups VALUES (500, 'x', 'r', 'x'), (3, 'y', 'r', 'y')",
-           "DELETE FROM activity_groups WHERE n = 500")
+           f"DELETE FROM activity_groups WHERE {gone}")
     run(path, "--yes", "--no-backup")
     script(path, "INSERT INTO activity_groups (id, root_id, name) VALUES ('z', 'r', 'z')")
     assert query(path, "SELECT n FROM activity_groups WHERE id = 'z'") == [(501,)]

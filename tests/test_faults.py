@@ -131,7 +131,7 @@ def test_killed_at_random_moments_of_a_larger_run(tmp_path):
             assert whole(path) == old
         said = process(path, "--yes", "--no-backup").out
         partial = [name for name in os.listdir(tmp_path) if ".partial-" in name]
-        assert all(f"has left: {tmp_path / name}" in said for name in partial)
+        assert all(f"rm -r {tmp_path / name}" in said for name in partial)
     run(path, "--verify")
 
 

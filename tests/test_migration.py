@@ -208,6 +208,33 @@ def replay(path, text, words, status):
     assert status or done.stdout.strip() == words
 
 
+def test_a_script_suits_a_copy_with_other_rowids_and_spares_what_was_edited(database, tmp_path):
+    script(database, "DELETE FROM metric_values WHERE rowid < 4", *[
+        ("INSERT INTO session_templates (id, root_id, name) VALUES (?, 'goal-0-00', 'Twin')", id)
+        for id in ("s", "t")])
+    run(database, "--dry-run", "--repair", "--sql", tmp_path / "run.sql")
+    copy, edited = tmp_path / "copy.db", shutil.copy(database, tmp_path / "edited.db")
+    with contextlib.closing(sqlite3.connect(database)) as source:
+        with contextlib.closing(sqlite3.connect(str(copy))) as target:
+            target.executescript("\n".join(source.iterdump()))
+    replay(copy, tmp_path / "run.sql", "Done: the database is migrated.", 0)
+    run(copy, "--verify")
+    values = "SELECT id, value FROM metric_values ORDER BY id"
+    assert query(copy, values) == query(database, values)
+    script(edited, "UPDATE session_templates SET name = 'Mine' WHERE id = 't'")
+    replay(edited, tmp_path / "run.sql", "Done: the database is migrated.", 0)
+    assert query(edited, "SELECT name FROM session_templates WHERE id IN ('s', 't') "
+                         "ORDER BY id") == [("Twin",), ("Mine",)]
+
+
+@pytest.mark.parametrize("loss", ["DELETE FROM migration_log", "DROP TABLE migration_log"])
+def test_a_lost_log_is_written_anew(migrated, loss):
+    script(migrated, loss)
+    assert "is not migrated" in run(migrated, "--verify", status=1).err
+    run(migrated, "--yes", "--no-backup")
+    run(migrated, "--verify")
+
+
 def test_a_script_that_can_not_be_written_changes_nothing(database):
     before = folder_state(database)
     run(database, "--yes", "--sql", "/dev/full", status=1)
