@@ -221,19 +221,20 @@ def rule(schema: Schema, name: str, row: str, stored: str = "", known: str = "")
     stored = f"NULLIF({stored or row + '.root_id'}, '')"
 
     def given_by(pairs: Pairs) -> list[str]:
-        # + takes away the affinity of a STRING column, for which no index could be used.
+        # +: the NUMERIC affinity of a STRING column would forbid the index on p.id.
         return [f"(SELECT NULLIF(p.root_id, '') FROM {known}{parent} p"
                 f" WHERE p.id = +{row}.{column})" for column, parent in schema.pairs(pairs, name)]
 
+    terms = given_by(PARENTS)                                                    # rule 1
     if name == "goals":
         top = f"COALESCE({row}.parent_id, '') = ''"
         linked = linked_root(schema, row, stored, known)
-        own = [f"CASE WHEN {row}.type = 'PracticeSession' THEN"
-               f" CASE WHEN {top} OR {stored} IS NULL THEN {linked} END"       # rules 3, 5
-               f" WHEN {top} THEN {row}.id END", stored, f"{row}.id"]          # rules 2, 4, 5
+        terms += [f"CASE WHEN {row}.type = 'PracticeSession' THEN"
+                  f" CASE WHEN {top} OR {stored} IS NULL THEN {linked} END"      # rules 3, 5
+                  f" WHEN {top} THEN {row}.id END", stored, f"{row}.id"]         # rules 2, 4, 5
     else:
-        own = [stored, *given_by(LAST_RESORTS)]                                # rules 4, 5
-    return f"COALESCE({', '.join([*given_by(PARENTS), *own, 'NULL'])})"        # rule 1
+        terms += [stored, *given_by(LAST_RESORTS)]                               # rules 4, 5
+    return f"COALESCE({', '.join([*terms, 'NULL'])})"
 
 
 def linked_root(schema: Schema, row: str, stored: str, known: str) -> str:
@@ -351,7 +352,7 @@ def wrong_rows(schema: Schema, name: str) -> str:
 def audit(db: Database) -> Iterator[str]:
     """A line for each table with wrong rows, by a way other than `derive`."""
     schema = read_schema(db)
-    for name in [name for name in [*TABLES, "session_metadata"] if name in schema]:
+    for name in filter(schema.__contains__, [*TABLES, "session_metadata"]):
         wrong = wrong_rows(schema, name)
         if ids := db.column(f"SELECT c.{'id' if name in TABLES else 'session_id'} {wrong} LIMIT 4"):
             rows = count(db.value(f"SELECT count(*) {wrong}"), "row")
@@ -387,7 +388,7 @@ def triggers(schema: Schema) -> dict[str, str]:
         found[name] = (f"CREATE TRIGGER {name} AFTER {event} ON {table} WHEN {when}\n"
                        f"BEGIN\n    {body};\nEND")
 
-    for name in [name for name in PARENTS if name in schema]:
+    for name in filter(schema.__contains__, PARENTS):
         keep_own_root(add, schema, name)
     linked = follow_links(schema, "id IN (SELECT practice_session_id FROM practice_session_goals"
                                   " WHERE short_term_goal_id = NEW.id)")
@@ -592,6 +593,7 @@ class Database(sqlite3.Connection):
 
     patience = 5.0      # seconds to wait for a lock
     script: list[str]   # the statements that changed something, for --sql
+    uri: str            # what it was opened by
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         """Wait for a lock in short turns: SQLite's own waiting can't be interrupted."""
@@ -632,7 +634,7 @@ def connect(path: str, mode: str = "rw", patience: float = 5.0) -> Database:
     # No cache of statements: a cached EXPLAIN would show the schema as it was.
     db = sqlite3.connect(f"file:{name}?mode={mode}", uri=True, timeout=0.1, isolation_level=None,
                          cached_statements=0, factory=Database)
-    db.patience, db.script = patience, []
+    db.patience, db.script, db.uri = patience, [], f"file:{name}?mode={mode}"
     db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     # Here Python runs a signal's handler within a long statement.
     db.set_progress_handler(OUT.tick, 10_000)
@@ -666,7 +668,7 @@ def tokenize(sql: str) -> list[Token]:
     return [Token(m[0], m.start(), m.end()) for m in TOKEN.finditer(sql) if not m["skip"]]
 
 
-def split(tokens: list[Token]) -> tuple[list[list[Token]], Token]:
+def bracket_items(tokens: list[Token]) -> tuple[list[list[Token]], Token]:
     """What the bracket that `tokens` begin with holds, cut at the commas; its closing bracket."""
     items: list[list[Token]] = [[]]
     depth = 0
@@ -708,7 +710,7 @@ def read_table(db: Database, name: str) -> Table | None:
     """Take a table's text apart; None if there is no such plain table."""
     for actual, sql in db.rows("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND "
                                "lower(name) = ? AND sql NOT LIKE 'CREATE VIRTUAL%'", [name]):
-        items, close = split(tokenize(sql)[3:])
+        items, close = bracket_items(tokenize(sql)[3:])
         columns = {row[1].lower(): Column._make([*row[1:], re.match("(?i)STRING\\b", row[2])])
                    for row in db.rows(f"PRAGMA table_xinfo({quote(actual)})")}
         references = {(row[3].lower(), row[2].lower(), row[6])
@@ -777,8 +779,8 @@ def refuse_shape(db: Database, name: str, table: Table) -> None:
 
 
 def refuse_columns(db: Database, name: str, table: Table) -> None:
-    kind = table.columns["id"].type
-    if re.search("INT", kind, re.I) or not re.search("CHAR|CLOB|TEXT", kind, re.I) and db.rows(
+    declared = table.columns["id"].type.upper()
+    if "INT" in declared or not re.search("CHAR|CLOB|TEXT", declared) and db.rows(
             f"SELECT 1 FROM {name} WHERE typeof(id) IN ('integer', 'real') LIMIT 1"):
         refuse(name, "its ids are numbers", "make them text, in all references too")
     if not db.rows("""SELECT 1 FROM pragma_index_list(?) i WHERE i."unique" AND NOT i.partial AND
@@ -786,11 +788,11 @@ def refuse_columns(db: Database, name: str, table: Table) -> None:
                    [table.name]):
         refuse(name, "its id is not unique", f"CREATE UNIQUE INDEX {name}_id ON {name}(id)")
     for column in ["root_id", *(column for column, _ in PARENTS.get(name, []))]:
-        declared = table.columns.get(column)
-        if declared and declared.hidden:
+        found = table.columns.get(column)
+        if found and found.hidden:
             refuse(name, f"its {column} is a generated column", "make it a plain one")
-        if declared and re.search("INT|REAL|FLOA|DOUB", declared.type, re.I):
-            refuse(name, f"its {column} is declared {declared.type}", "declare it VARCHAR")
+        if found and re.search("INT|REAL|FLOA|DOUB", found.type, re.I):
+            refuse(name, f"its {column} is declared {found.type}", "declare it VARCHAR")
     for column, parent, action in table.references:
         if column == "root_id" and (parent != "goals" or action not in ("NO ACTION", "CASCADE")):
             refuse(name, f"its root_id REFERENCES {parent} ON DELETE {action}",
@@ -834,7 +836,7 @@ def declared_checks(sql: str) -> dict[str, str]:
     found, tokens = {}, tokenize(sql)
     for at, token in enumerate(tokens):
         if token.text.upper() == "CHECK":
-            expression = sql[tokens[at + 1].end:split(tokens[at + 1:])[1].start]
+            expression = sql[tokens[at + 1].end:bracket_items(tokens[at + 1:])[1].start]
             named = tokens[at - 2].text.upper() == "CONSTRAINT"
             found[tokens[at - 1].name if named else f"CHECK ({expression})"] = expression
     return found
@@ -847,7 +849,7 @@ Finding = namedtuple("Finding", "kind name rows ids query resolve repairable")
 
 
 class Run:
-    """What is to change, by table. `compare` finds what the schema tells, `survey` the rest."""
+    """What is to change, by table: `compare_schema` finds it in the schema, `survey` in rows."""
     def __init__(self, db: Database, options: argparse.Namespace) -> None:
         self.db, self.options = db, options
         self.schema, self.log = read_schema(db), last_log(db)
@@ -873,7 +875,7 @@ class Run:
         return not (self.differences or self.findings or changed)
 
 
-def compare(db: Database, options: argparse.Namespace) -> Run:
+def compare_schema(db: Database, options: argparse.Namespace) -> Run:
     run, incomplete = Run(db, options), []
     for name, columns in TABLES.items():
         table = run.schema.get(name)
@@ -938,12 +940,12 @@ def refuse_names(run: Run) -> None:
     """Raise Stop where another's object has a name of ours, or a text that is not UTF-8."""
     log = read_table(run.db, "migration_log")
     migrated = log and {"script_version", "report"} <= log.columns.keys()
-    ours = set() if migrated else {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
-    ours |= extra_objects(run.schema, run.extras).keys() - extra_objects(
+    reserved = set() if migrated else {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
+    reserved |= extra_objects(run.schema, run.extras).keys() - extra_objects(
         run.schema, run.log.get("extras", [])).keys()
     for kind, name, table, sql in run.db.rows("SELECT type, lower(name), lower(tbl_name), sql "
                                               "FROM sqlite_master"):
-        if name in ours and sql != run.others.get(name) or name in INDEXED_TABLE and (
+        if name in reserved and sql != run.others.get(name) or name in INDEXED_TABLE and (
                 kind != "trigger" and (kind, table) != ("index", INDEXED_TABLE[name])):
             raise Stop(f"the {kind} {name} has a name that the migration needs", 1, "rename it")
         if re.search("[\ud800-\udfff]", f"{name}{sql}"):
@@ -963,7 +965,7 @@ def last_log(db: Database) -> dict[str, Any]:
 
 def survey(db: Database, options: argparse.Namespace) -> Run:
     """Compare schema and rows with the target, fill the FOUND tables, find what to decide."""
-    run = compare(db, options)
+    run = compare_schema(db, options)
     refuse_names(run)
     run.differences += [] if run.log else ["migration_log has no report"]
     if "session_metadata" in run.schema and db.rows(
@@ -1316,7 +1318,7 @@ def rowid_ranges(db: Database, name: str) -> Iterator[str]:
 def create_indexes(run: Run) -> str:
     """[4/5] Create indexes and triggers, the owner's last: the newest fires first, so they see an
     insert before ours fill its root."""
-    db, now = run.db, compare(run.db, run.options)
+    db, now = run.db, compare_schema(run.db, run.options)
     db.execute(f"PRAGMA cache_size = -{SORT_KIB}")
     for number, (name, sql) in enumerate(now.indexes.items()):
         OUT.progress("index", number, len(now.indexes))
@@ -1351,7 +1353,7 @@ def write_log(run: Run) -> None:
 
 def verify(run: Run) -> str:
     """[5/5] Look at every promise of the run afresh; raises Stop for a fault."""
-    faults = [*schema_faults(compare(run.db, run.options), OUT.report["not_compiling"])]
+    faults = [*schema_faults(compare_schema(run.db, run.options), OUT.report["not_compiling"])]
     if not faults:
         sizes = row_counts(run.db)
         sizes[read_schema(run.db)["goals"].name] -= run.recovers
@@ -1680,8 +1682,12 @@ def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
     another = False
     try:
         with reading(options.path, options.timeout) as db:
+            db.execute("ATTACH ? AS backup", [source.uri])
             for name in [name for name in TABLES if read_table(db, name)]:
-                then, now, lost = compare_rows(source, db, name)
+                there = f"backup.{name}" if read_table(source, name) else "(SELECT NULL AS id)"
+                then, now, lost = db.rows(f"""
+                    SELECT (SELECT count(id) FROM {there}), count(*), count(*) FILTER (WHERE NOT
+                           EXISTS (SELECT 1 FROM {there} t WHERE t.id = n.id)) FROM {name} n""")[0]
                 OUT.say(f"  {name:21}{then:14,}{now:14,}{lost:14,}")
                 another = another or name == "goals" and 0 < now == lost
     except (Stop, sqlite3.DatabaseError) as error:
@@ -1692,19 +1698,6 @@ def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
     if another:
         raise Stop(f"{options.path} has no goal in common with {options.restore}", 2,
                    "name a backup of this database")
-
-
-def compare_rows(then: Database, now: Database, name: str) -> tuple[int, int, int]:
-    """How many ids a table had then, how many rows it has now, and how many of them only now."""
-    now.execute("CREATE TEMP TABLE migration_then (id PRIMARY KEY) WITHOUT ROWID")
-    if read_table(then, name):
-        ids = then.execute(f"SELECT id FROM {name} WHERE id IS NOT NULL")
-        now.executemany("INSERT OR IGNORE INTO migration_then VALUES (?)", ids)
-    found: tuple[int, int, int] = now.rows(f"""
-        SELECT (SELECT count(*) FROM migration_then), count(*),
-               count(*) FILTER (WHERE id NOT IN (SELECT id FROM migration_then)) FROM {name}""")[0]
-    now.execute("DROP TABLE migration_then")
-    return found
 
 
 def put_back(source: Database, options: argparse.Namespace) -> None:
@@ -1808,6 +1801,9 @@ def command(*arguments: str) -> str:
     return shlex.join([sys.executable, os.path.abspath(sys.argv[0]), *arguments])
 
 
+SURVEYS = 6  # a run takes this many times what its survey took, as measured
+
+
 def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
     OUT.title("Plan                        rows new columns     to fill  to correct  recreate")
     for name, columns in run.missing.items():
@@ -1817,7 +1813,7 @@ def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
         OUT.report["tables"][name] = {"rows": rows, "new_columns": columns, "filled": fill,
                                       "corrected": correct, "recreated": how == "yes"}
     OUT.say(f"  {count(len(run.indexes), 'index', 'indexes')}, "
-            f"triggers that keep root_id right; it takes about {seconds * 6 + 0.1:,.1f} s\n"
+            f"triggers that keep root_id right; it takes about {seconds * SURVEYS + 0.1:,.1f} s\n"
             f"  disk    {space}\n  backup  {backup or 'none'}")
     if run.extras:
         OUT.say(f"  extras  {', '.join(run.extras)}")
@@ -1882,17 +1878,6 @@ def confirm(options: argparse.Namespace, verb: str) -> None:
         raise Stop("cancelled, as the answer was not the word yes", 0)
 
 
-def explain(error: BaseException) -> Stop:
-    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    if is_locked(error):
-        return Stop("the database is locked by another process", 4, "stop the app (find it with "
-                    f"fuser -v {OUT.database}), or give a longer --timeout")
-    for pattern, what, status, advice in EXPLANATIONS:
-        if re.search(pattern, text):
-            return Stop(f"{what}: {text}", status, advice)
-    return Stop(text, 1, "run with -v to see the statement")
-
-
 EXPLANATIONS = [
     ("not a database|malformed|corrupt",
      "the database is damaged, encrypted, or needs a newer SQLite", 1, RESTORE),
@@ -1904,6 +1889,17 @@ EXPLANATIONS = [
     ("no such (function|module|collation)|unknown function",
      "the schema needs what only the app brings", 1, "drop that, create it again afterwards"),
 ]
+
+
+def explain(error: BaseException) -> Stop:
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    if is_locked(error):
+        return Stop("the database is locked by another process", 4, "stop the app (find it with "
+                    f"fuser -v {OUT.database}), or give a longer --timeout")
+    for pattern, what, status, advice in EXPLANATIONS:
+        if re.search(pattern, text):
+            return Stop(f"{what}: {text}", status, advice)
+    return Stop(text, 1, "run with -v to see the statement")
 
 
 def say_result(options: argparse.Namespace) -> None:

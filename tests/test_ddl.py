@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 from databases import PRODUCTION, SESSION_COLUMNS, build, populate
-from helpers import assert_kept, content, product, query, run, schema, script
+from helpers import assert_kept, content, product, query, rewrite, run, schema, script
 
 END = "FOREIGN KEY (root_id) REFERENCES goals(id) ON DELETE CASCADE"
 FILL = "NOT NULL ON CONFLICT REPLACE DEFAULT ''"
@@ -185,6 +185,14 @@ def test_autoincrement_keeps_its_sequence(tmp_path, gone):
     run(path, "--yes", "--no-backup")
     script(path, "INSERT INTO activity_groups (id, root_id, name) VALUES ('z', 'r', 'z')")
     assert query(path, "SELECT n FROM activity_groups WHERE id = 'z'") == [(501,)]
+
+
+def test_a_copy_that_would_differ_is_rolled_back(database):
+    """Numbers in a column that was declared TEXT later: a new table would hold text."""
+    rewrite(database, "metric_values", "value FLOAT", "value TEXT")
+    before = content(database)
+    assert "the copy of metric_values differs in" in run(database, "--yes", status=1).err
+    assert content(database) == before
 
 
 def test_rowids_gaps_and_all_survive(database):

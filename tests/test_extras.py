@@ -180,5 +180,5 @@ def test_without_json_an_extra_is_refused(database):
         connection.set_authorizer(lambda action, _, name, *rest: sqlite3.SQLITE_DENY if (
             action, name) == (sqlite3.SQLITE_FUNCTION, "json") else sqlite3.SQLITE_OK)
         with pytest.raises(product.Stop, match="no JSON functions") as stopped:
-            product.compare(connection, product.make_parser().parse_args(EXTRAS))
+            product.compare_schema(connection, product.make_parser().parse_args(EXTRAS))
     assert stopped.value.status == 2

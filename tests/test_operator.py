@@ -86,7 +86,7 @@ def test_nothing_is_wider_than_80_columns(tmp_path, generation, flags):
 
 # ---- on a terminal ----------------------------------------------------------------------------
 
-def converse(*arguments, answer=None, number=None, env=None, cwd=".",
+def converse(*arguments, answer=None, number=None, env=None, cwd=".", meanwhile=lambda: None,
              command=(sys.executable, str(SCRIPT))):
     """Run on a terminal, answer the question or send a signal; what was shown, and the status."""
     child, terminal = pty.fork()
@@ -104,6 +104,7 @@ def converse(*arguments, answer=None, number=None, env=None, cwd=".",
                 break
             shown += block
         if b"Type 'yes'" in shown and (answer or number):
+            meanwhile()
             if number:
                 os.kill(child, number)
             else:
@@ -128,6 +129,18 @@ def test_what_repair_changes_is_shown_before_the_question(database):
            "'Template')")
     shown, _ = converse(database, "--repair", answer=b"no\n")
     assert 0 < shown.index("becomes 'Template (2)'") < shown.index("Type 'yes'")
+
+
+def test_what_comes_while_the_question_waits_is_not_written_over(database, tmp_path):
+    kept = tmp_path / "kept.db"
+    shown, status = converse(database, "--backup", str(kept), answer=b"yes\n",
+                             meanwhile=lambda: kept.write_text("mine"))
+    assert status == 2 and "exists already" in shown and kept.read_text() == "mine"
+    twin = "INSERT INTO session_templates (id, root_id, name) VALUES ('t', 'goal-0-00', 'Template')"
+    shown, status = converse(database, "--repair", "--no-backup", answer=b"yes\n",
+                             meanwhile=lambda: script(database, twin))
+    assert status == 1 and "others have written names" in shown
+    assert query(database, "SELECT name FROM session_templates WHERE id = 't'") == [("Template",)]
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
