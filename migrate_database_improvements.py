@@ -525,9 +525,12 @@ def extra_objects(schema: Schema, extras: Sequence[str]) -> dict[str, str]:
         found["session_metadata"] = session_metadata(schema)
     if "audit-log" in extras:
         found["audit_log"] = AUDIT_LOG
-        found["trg_audit_log_update"] = (
-            "CREATE TRIGGER trg_audit_log_update BEFORE UPDATE ON audit_log\n"
-            "BEGIN\n    SELECT RAISE(ABORT, 'an entry of audit_log cannot be changed');\nEND")
+        for action, when in (("update", "1"), ("insert", "NEW.id IN (SELECT id FROM audit_log)")):
+            name = f"trg_audit_log_{action}"
+            found[name] = f"""CREATE TRIGGER {name} BEFORE {action.upper()} ON audit_log WHEN {when}
+BEGIN
+    SELECT RAISE(ABORT, 'an entry of audit_log cannot be changed');
+END"""
         for name in schema.of_target():
             for action, old, new in (("insert", "", "NEW"), ("update", "OLD", "NEW"),
                                      ("delete", "OLD", "")):
@@ -572,6 +575,10 @@ class Stop(Exception):
     def __init__(self, message: str, status: int = 1, advice: str = "", more: str = "") -> None:
         super().__init__(message)
         self.status, self.advice, self.more = status, advice, more  # more: the lines below
+
+
+class Fault(Stop):
+    """Verification has found something."""
 
 
 SIGNALS: list[int] = []  # those that came; heard between statements and within long ones
@@ -838,7 +845,8 @@ def declared_checks(sql: str) -> dict[str, str]:
         if token.text.upper() == "CHECK":
             expression = sql[tokens[at + 1].end:bracket_items(tokens[at + 1:])[1].start]
             named = tokens[at - 2].text.upper() == "CONSTRAINT"
-            found[tokens[at - 1].name if named else f"CHECK ({expression})"] = expression
+            unnamed = f"CHECK ({' '.join(expression.split())})"
+            found[tokens[at - 1].name if named else unnamed] = expression
     return found
 
 
@@ -1117,7 +1125,7 @@ def damage(db: Database, check: str = "quick_check") -> str:
         if "malformed" not in str(error):
             raise
         said = [str(error)]
-    return "; ".join(said[:3])
+    return said[0] + (f" and {len(said) - 1:,} more" if said[1:] else "") if said else ""
 
 
 def check_sound(db: Database, check: str = "quick_check") -> None:
@@ -1167,6 +1175,10 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
                 write_file(options.sql, script_text(run))
             db.execute("ROLLBACK" if options.dry_run else "COMMIT")
             OUT.committed = not (options.dry_run or options.output)
+    except Fault:
+        db.execute("ROLLBACK")
+        check_sound(db, "integrity_check")  # as found, an index may have lied
+        raise
     finally:
         if db.in_transaction:
             sqlite3.Connection.execute(db, "ROLLBACK")
@@ -1361,9 +1373,10 @@ def verify(run: Run) -> str:
             f"{name} has {sizes.get(name)} rows, not {rows}" for name, rows in run.sizes.items()
             if sizes.get(name) != rows and not name.startswith("sqlite_")),
             *sorted(broken_references(run) - run.broken_references)]
-    check_sound(run.db, "integrity_check" if faults else "quick_check")
+    kept = len(run.recreate) < len(TABLES)  # with indexes that might lie
+    check_sound(run.db, "integrity_check" if faults or kept else "quick_check")
     if faults:
-        raise Stop("verification found a fault: " + "; ".join(faults[:5]), 1,
+        raise Fault("verification found a fault: " + "; ".join(faults[:5]), 1,
                    "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
     note_references(run.db)
     return "schema, roots, rows, integrity are right"
@@ -1625,7 +1638,7 @@ def check_live_run(options: argparse.Namespace, backup: str | None) -> str:
     for place in (options.path, folder, backups):
         if not os.access(place, os.W_OK):
             raise Stop(f"no permission to write {place}", 1, "run this as the app's own user")
-    return check_space((folder, 3 * size), (tempfile.gettempdir(), size),
+    return check_space((folder, 4 * size), (tempfile.gettempdir(), size),
                        (backups, size if backup else 0))
 
 
@@ -1648,9 +1661,10 @@ def restore(options: argparse.Namespace) -> None:
                        "move it away, and run again")
     try:
         with reading(backup, options.timeout) as source:
-            said, ours = damage(source), read_table(source, "goals")
+            said, goals = damage(source), read_table(source, "goals")
+            ours = goals and {"id", "type", "name", "parent_id"} <= goals.columns.keys()
     except sqlite3.DatabaseError as error:
-        said, ours = str(error), None
+        said, ours = str(error), False
     if said or not ours:
         raise Stop(f"{backup} is " + (f"damaged: {said}" if said else "no Fractal Goals database"),
                    1 if said else 2, "choose another backup")
@@ -1679,9 +1693,9 @@ def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
     if not os.path.exists(options.path) or not os.path.getsize(options.path):
         return
     OUT.say(f"{'rows of':23}{'the backup':>14}{'now':>14}{'only now':>14}")
-    another = False
     try:
         with reading(options.path, options.timeout) as db:
+            another = not read_table(db, "goals") and any(row_counts(db).values())
             db.execute("ATTACH ? AS backup", [source.uri])
             for name in [name for name in TABLES if read_table(db, name)]:
                 there = f"backup.{name}" if read_table(source, name) else "(SELECT NULL AS id)"
@@ -1841,7 +1855,8 @@ def check_decisions(run: Run) -> None:
     if OUT.report["repairs"]:
         OUT.title("Repairs")
     for one in OUT.report["repairs"]:
-        OUT.say(f"  {one['table']} {one['id']!r}\n    {one['before']!r} becomes {one['after']!r}")
+        OUT.say(f"  {one['table']} {one['id']!r:.50}\n    {one['before']!r:.70}\n"
+                f"    becomes {one['after']!r:.68}")
     if left:
         settled = [one.name for one in left if one.repairable]
         skipped = [one.name for one in left if one.name in CHECKS]
@@ -1922,7 +1937,7 @@ def say_result(options: argparse.Namespace) -> None:
             OUT.say(f"Backup: {backup}\nUndo; rows written from now on are not carried over:\n"
                     f"  {command(path, '--restore', backup)}")
         OUT.say(f"Check, now and (by crontab) every night:\n  {verify}\n"
-                f"  0 4 * * * {verify} -q >/dev/null")
+                f"  0 4 * * * {verify} -q >/dev/null".replace("%", "\\%"))
 
 
 # ==== 9. The command line ==============================================================
@@ -1947,7 +1962,7 @@ def migrate(options: argparse.Namespace) -> None:
             with contextlib.suppress(sqlite3.Error), reading(options.path, options.timeout):
                 pass
             raise
-    if options.dry_run:
+    if options.dry_run and OUT.report["status"] == "rehearsed":
         try:
             check_live_run(options, backup)
         except Stop as stop:
@@ -2002,13 +2017,14 @@ def verify_database(options: argparse.Namespace) -> None:
         OUT.end("schema and roots" + (" are right" if not faults else ""))
     if faults:
         OUT.report["status"] = "fault"
-        raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:100]}", 1,
-                   "migrating again mends schema and roots", "\n".join(faults))
-    without = ", ".join(options.skip_constraint)
+        mend = "mend what does not compile; " if "not compile" in str(faults) else ""
+        raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:80]}", 1,
+                   f"{mend}migrating again mends schema and roots", "\n".join(faults))
     how = ("complete but for the constraints, as chosen" if options.without_constraints else
-           f"migrated and consistent{', without ' if without else ''}{without}")
+           "migrated and consistent")
     OUT.report["status"] = "done"
-    OUT.say(f"Done: {options.path} is {how}.", always=True)
+    OUT.say("\n  without ".join([f"Done: {options.path} is {how}", *options.skip_constraint]),
+            always=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -2104,13 +2120,15 @@ def may_write(path: str) -> bool:
         with open(path, "rb") as file:
             head = file.read(100)
     there = path if os.path.exists(path) else os.path.dirname(path)
-    return os.access(there, os.W_OK) and (not head or MADE_BY.encode() in head)
+    ours = tuple(f"{start}{MADE_BY}".encode() for start in ('{\n  "made_by": "', "-- "))
+    return os.access(there, os.W_OK) and (not head or head.startswith(ours))
 
 
 def script_text(run: Run) -> str:
     """The run as a script for the sqlite3 shell, for a copy of this database alone."""
-    counts = " AND ".join(f"(SELECT count(*) FROM {quote(name)}) = {number}"
-                          for name, number in run.sizes.items())
+    tables = {name: rows for name, rows in run.sizes.items() if not name.startswith("sqlite_")}
+    counts = " AND ".join(f"(SELECT count(*) FROM {quote(name)}) = {rows}"
+                          for name, rows in tables.items())
     header = f"""-- {MADE_BY} {VERSION}: the run of {OUT.report["started"]} as a script
 .bail on
 PRAGMA foreign_keys = OFF;
@@ -2118,6 +2136,9 @@ PRAGMA legacy_alter_table = ON;
 BEGIN IMMEDIATE;
 CREATE TEMP TABLE migration_guard
     (rows CONSTRAINT "this is not the database that the script was made from" CHECK (rows));
+INSERT INTO migration_guard SELECT group_concat(name) = {literal(",".join(sorted(tables)))} FROM (
+    SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0
+    AND name NOT GLOB 'sqlite_*' ORDER BY name);
 INSERT INTO migration_guard SELECT {counts};"""
     lines = [header]
     for sql in map(str.rstrip, run.db.script):
@@ -2134,11 +2155,12 @@ def write_file(path: str, text: str) -> None:
                    "name another file") from None
 
 
-def name_leftovers(path: str) -> None:
-    snapshots = os.path.join(tempfile.gettempdir(), SNAPSHOT)
-    for start in (glob.escape(path) + f".*{PARTIAL[1:]}", glob.escape(snapshots)):
-        for left in sorted(glob.glob(start + "*")):
-            OUT.say(f"Left by a killed run, unless one goes on: rm -r {shlex.quote(left)}")
+def name_leftovers(options: argparse.Namespace) -> None:
+    files = filter(None, (options.path, options.output, options.backup))
+    starts = [f"{glob.escape(path)}*{PARTIAL}" for path in files]
+    starts.append(glob.escape(os.path.join(tempfile.gettempdir(), SNAPSHOT)))
+    for left in sorted({left for start in starts for left in glob.glob(start + "*")}):
+        OUT.say(f"Left by a killed run, unless one goes on: rm -r {shlex.quote(left)}")
 
 
 STATUSES = {0: "cancelled", 1: "failed", 2: "usage", 3: "decision", 4: "locked"}
@@ -2160,8 +2182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise Stop(f"SQLite {sqlite3.sqlite_version} is too old", 2, "3.34 or newer is needed")
         OUT.database = found["path"] = options.path = find_database(options)
+        if not options.database:
+            options.arguments = [options.path, *arguments]
         check_flags(options)
-        name_leftovers(options.path)
+        name_leftovers(options)
         found["bytes_before"] = size_of(options.path)
         (restore if options.restore else verify_database if options.verify else migrate)(options)
     except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line

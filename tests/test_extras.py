@@ -115,7 +115,9 @@ def test_every_table_is_logged_and_an_entry_stays_as_it_is(app):
         app.execute(f"UPDATE {table} SET updated_at = '2030-01-01' WHERE rowid = 1")
     app.execute("PRAGMA foreign_keys = ON")
     app.execute("DELETE FROM metric_values WHERE rowid = 1")
-    refused(app, "audit_log cannot be changed", "UPDATE audit_log SET action = 'x'")
+    for forged in ("UPDATE audit_log SET action = 'x'",
+                   "INSERT OR REPLACE INTO audit_log SELECT * FROM audit_log"):
+        refused(app, "audit_log cannot be changed", forged)
     stamps = app.execute("SELECT count(*) FROM audit_log WHERE at GLOB '????-??-??T??:??:??.???Z' "
                          "AND julianday(at) > julianday('now', '-1 hour')").fetchall()
     assert stamps == [(len(product.TABLES) + 1,)]

@@ -261,6 +261,7 @@ def test_a_link_and_the_environment_name_the_database(tmp_path, monkeypatch):
     real = build(tmp_path / "data" / "real.db", instances=2)
     os.symlink(real, tmp_path / "link.db")
     monkeypatch.setenv("DATABASE_PATH", str(tmp_path / "link.db"))
+    assert re.search(rf"^To migrate: .* {real}$", run("--dry-run").out, re.M)
     run("--yes")
     assert os.path.islink(tmp_path / "link.db") and len(os.listdir(tmp_path / "data")) == 2
     run(real, "--verify")
@@ -269,10 +270,12 @@ def test_a_link_and_the_environment_name_the_database(tmp_path, monkeypatch):
 def test_what_a_killed_rehearsal_left_is_named(database, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    left = [tmp_path / "fractal-goals-999999999-abc", tmp_path / "goals.db.backup-1.partial-9"]
+    left = [tmp_path / "fractal-goals-999999999-abc", tmp_path / "goals.db.backup-1.partial-9",
+            tmp_path / "elsewhere" / "new.db.partial-7"]
+    (tmp_path / "elsewhere").mkdir()
     for path in left:
         path.mkdir()
-    said = run(database, "--dry-run").out
+    said = run(database, "--output", tmp_path / "elsewhere" / "new.db").out
     for path in left:
         assert said.count(f"Left by a killed run, unless one goes on: rm -r {path}") == 1
 
@@ -379,6 +382,18 @@ def test_a_backup_of_another_database_is_refused(tmp_path):
         script(path, f"DELETE FROM {table}")
     run(path, "--restore", other, "--yes")
     assert content(path) == content(other)
+
+
+def test_a_restore_wants_the_app_on_both_sides(database, tmp_path):
+    script(tmp_path / "shop.db", "CREATE TABLE goals (id, x)", "CREATE TABLE customers (id)",
+           "INSERT INTO customers VALUES (1)")
+    before = folder_state(database)
+    for there, backup, words in ((database, "shop.db", "is no Fractal Goals database"),
+                                 (tmp_path / "shop.db", database, "has no goal in common with")):
+        assert words in run(there, "--restore", tmp_path / backup, "--yes", status=2).err
+        script(tmp_path / "shop.db", "DROP TABLE IF EXISTS goals")
+        before["shop.db"] = digest(tmp_path / "shop.db")
+        assert folder_state(database) == before
 
 
 def test_what_is_no_sound_backup_is_refused(migrated, tmp_path):

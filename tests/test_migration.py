@@ -125,6 +125,8 @@ def test_lists_without_order_by_keep_their_order(tmp_path, generation, flags):
     before = [query(path, sql) for sql in LISTS]
     run(path, "--yes", "--no-backup", *flags)
     assert [query(path, sql) for sql in LISTS] == before
+    for sql in (*LISTS, *(f"SELECT * FROM {table} WHERE root_id = 'x'" for table in TABLES)):
+        assert "USING INDEX idx_" in str(query(path, f"EXPLAIN QUERY PLAN {sql}")), sql
 
 
 def test_indexes_that_were_created_out_of_order_are_made_anew(migrated):
@@ -192,6 +194,7 @@ def test_output_and_script_give_what_the_live_run_gives(tmp_path, journal):
     script(path, "DROP INDEX open_end")
     assert whole(replayed) == whole(path)
     run(replayed, "--verify")
+    replay(replayed, tmp_path / "run.sql", "this is not the database", 1)
     other = build(tmp_path / "other.db", "half-migrated", instances=2)
     before = digest(other)
     replay(other, tmp_path / "run.sql", "this is not the database that the script was made from", 1)
