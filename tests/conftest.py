@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -10,6 +11,8 @@ from helpers import run
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory):
     """One of this process's own: the script names what other runs have left in it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what is in background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
     tempfile.tempdir = None
     yield

@@ -331,14 +331,16 @@ def test_a_restore_brings_the_backup_back_and_keeps_what_was_there(tmp_path, jou
     path = build(tmp_path / "goals.db", journal=journal)
     before = whole(path)
     run(path, "--yes", "--backup", tmp_path / "kept.db")
-    script(path, "INSERT INTO goals (id, type, name) VALUES ('written', 'UltimateGoal', 'since')")
+    script(path, "INSERT INTO goals (id, type, name) VALUES ('written', 'UltimateGoal', 'since')",
+           "INSERT INTO practice_session_goals VALUES ('session-0-1', 'written')")
     if journal == "wal":
         with opened(path, "SELECT 1 FROM goals"):
             run(path, "--restore", tmp_path / "kept.db", "--yes", "--timeout", "0.2", status=4)
     assert [name for name in os.listdir(tmp_path) if "replaced" in name] == []
     report = tmp_path / "r.json"
     said = run(path, "--restore", tmp_path / "kept.db", "--yes", "--report", report).out
-    assert re.search(r"goals +63 +64 +1\n", said) and "0.0 hours old" in said
+    assert re.search(r"goals +63 +64 +1\n", said) and "0.0 hours old, and not migrated" in said
+    assert re.search(r"practice_session_goals +6 +7 +1\n", said)
     assert whole(path) == before and query(path, "PRAGMA journal_mode") == [(journal,)]
     aside = json.loads(report.read_text())["kept_aside"]
     assert aside in said and os.stat(aside).st_mode & 0o777 == 0o600
