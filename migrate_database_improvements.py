@@ -107,7 +107,7 @@ REFERENCE = re.compile(r"REFERENCES (\w+)\(id\)(?: ON DELETE (\w+))?")
 REFERENCES = [(table, column, REFERENCE.search(declared)[1])  # type: ignore[index]
               for table, columns in TABLES.items() for column, declared in columns.items()
               if "REFERENCES" in declared]
-# References that a column gets even where it was there before without one.
+# A REFERENCES above takes effect where the column is new; of those that exist, only these get it.
 ADDED_REFERENCES = {("activity_definitions", "group_id"), ("metric_values", "split_definition_id")}
 
 # Whose root a row has: the first of these (column, table) that names a row. Other tables keep
@@ -945,7 +945,7 @@ def indexes_to_make(run: Run) -> dict[str, str]:
         ours = [(index, sql) for index, sql in wanted.items() if INDEXED_TABLE[index] == name]
         there = [] if name in run.recreate else [one for one in stored if one[0] in dict(ours)]
         same = [one == other for one, other in zip(ours, there)]
-        found.update(ours[[*same, False].index(False):])
+        found.update(ours[[*same, False].index(False):])  # from the first that differs on
     return found
 
 
