@@ -19,6 +19,7 @@ from helpers import (
     digest,
     folder_state,
     process,
+    product,
     query,
     run,
     script,
@@ -78,6 +79,18 @@ def test_a_run_leaves_the_database_and_one_backup(database):
     name, = {*os.listdir(os.path.dirname(database))} - {"goals.db"}
     assert re.fullmatch(r"goals\.db\.backup-\d{8}T\d{6}Z", name) and name in said
     assert whole(os.path.join(os.path.dirname(database), name)) == before
+
+
+def test_a_backup_that_is_damaged_or_lacks_rows_stops_the_run(database, tmp_path):
+    sizes = {name: len(rows) for name, rows in content(database).items()}
+    product.check_backup(database, sizes)
+    with pytest.raises(product.Stop, match="backup is damaged.*rows are missing"):
+        product.check_backup(database, {**sizes, "goals": 64})
+    data = bytearray(SAMPLE.read_bytes())
+    data[9000:40000] = b"\xa5" * 31000
+    (tmp_path / "bad.db").write_bytes(data)
+    with pytest.raises(product.Stop, match="the backup is damaged, and so may the database be"):
+        product.check_backup(tmp_path / "bad.db", sizes)
 
 
 @JOURNALS
