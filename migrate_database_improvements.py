@@ -463,6 +463,7 @@ def move_subtree(root: str) -> str:
 
 
 def follow_links(schema: Schema, which: str) -> list[str]:
+    """The statement, if any, that gives sessions among some goals the root of their links."""
     if "practice_session_goals" not in schema:
         return []
     root = rule(schema, "goals", "goals")
@@ -519,6 +520,7 @@ def session_metadata(schema: Schema) -> str:
 
 
 def extra_objects(schema: Schema, extras: Sequence[str]) -> dict[str, str]:
+    """{name: CREATE statement} of every object of these extras."""
     found: dict[str, str] = {}
     if "targets" in extras:
         found.update(TARGET_OBJECTS)
@@ -765,6 +767,7 @@ def refuse(name: str, why: str, way_out: str) -> NoReturn:
 
 
 def refuse_shape(db: Database, name: str, table: Table) -> None:
+    """Raise Stop for a table of a shape that neither the app nor an ordinary owner makes."""
     options = [token.text for token in tokenize(table.sql[table.close.end:])]
     told = [item[0].name for item in table.items if item][:len(table.columns)]
     tokens = tokenize(table.sql)[3:]
@@ -791,6 +794,7 @@ def refuse_shape(db: Database, name: str, table: Table) -> None:
 
 
 def refuse_columns(db: Database, name: str, table: Table) -> None:
+    """Raise Stop where an id or a root can't be text, or can't be deleted with its fractal."""
     declared = table.columns["id"].type.upper()
     if "INT" in declared or not re.search("CHAR|CLOB|TEXT", declared) and db.rows(
             f"SELECT 1 FROM {name} WHERE typeof(id) IN ('integer', 'real') LIMIT 1"):
@@ -889,6 +893,7 @@ class Run:
 
 
 def compare_schema(db: Database, options: argparse.Namespace) -> Run:
+    """A Run with what the schema lacks of the target. Raises Stop for a refused database."""
     run, incomplete = Run(db, options), []
     for name, columns in TABLES.items():
         table = run.schema.get(name)
@@ -929,6 +934,7 @@ def missing_checks(run: Run, name: str, sql: str) -> list[str]:
 
 
 def wanted_indexes(options: argparse.Namespace) -> dict[str, str]:
+    """{name: CREATE statement} of the target's indexes, in the order of their creation."""
     wanted = {name: f"CREATE UNIQUE INDEX {name} ON {table} ({columns}) WHERE deleted_at IS NULL"
               for name, (table, columns) in UNIQUE_NAMES.items()
               if not options.without_constraints and name not in options.skip_constraint}
@@ -1105,6 +1111,7 @@ def find_equal_names(run: Run, constraint: str) -> None:
 
 
 def new_names(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """The next free name for each but the oldest of equal names; the rows are in that order."""
     def place(scope: str, name: str) -> tuple[str, str]:
         return scope, name.lower().rstrip(" ")  # equal for what any collation finds equal
 
@@ -1135,6 +1142,7 @@ def damage(db: Database, check: str = "quick_check") -> str:
 
 
 def check_sound(db: Database, check: str = "quick_check") -> None:
+    """Raise Stop if the database is damaged, with what mends it."""
     if said := damage(db, check):
         index = re.search(r"(missing from|entries in) index", said)
         raise Stop(f"{'an index' if index else 'the database'} is damaged: {said}", 1,
@@ -1202,6 +1210,7 @@ def put_triggers_aside(run: Run) -> None:
 
 
 def repair_names(run: Run) -> None:
+    """Give equal names their new ones; name the full-text tables to be filled anew."""
     for one in run.renames:
         run.db.change(f"UPDATE {one['table']} SET name = {literal(one['after'])} WHERE "
                       f"rowid = {one['key']} AND CAST(name AS TEXT) = {literal(one['before'])}")
@@ -1356,6 +1365,7 @@ def create_indexes(run: Run) -> str:
 
 
 def write_log(run: Run) -> None:
+    """Keep the report in migration_log, in the transaction of the run itself."""
     run.db.change(MIGRATION_LOG)
     report = json.dumps(dict(OUT.report, status="done", exit_code=0), default=repr)
     values = map(literal, (OUT.report["started"], VERSION, sqlite3.sqlite_version, report))
@@ -1406,6 +1416,7 @@ def schema_faults(run: Run, before: dict[str, str]) -> Iterator[str]:
 
 
 def row_counts(db: Database) -> dict[str, int]:
+    """{table: number of rows}, of the owner's tables too."""
     return {name: db.value(f"SELECT count(*) FROM main.{quote(name)}") for name in db.column(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0")}
 
@@ -1437,6 +1448,7 @@ def compile_error(db: Database, sql: str) -> str:
 
 
 def not_compiling(db: Database) -> dict[str, str]:
+    """{statement: error} for views, and tables with their triggers, that don't compile."""
     found = {}
     for name in db.column("SELECT name FROM sqlite_master WHERE type = 'view' OR type = 'table' "
                           "AND rootpage > 0 AND name NOT GLOB 'sqlite_*'"):
@@ -1513,6 +1525,7 @@ def read_head(path: str) -> bytes:
 
 
 def size_of(path: str) -> int:
+    """Bytes of a database with its -wal."""
     return sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
 
 
@@ -1550,6 +1563,7 @@ def copy_to_file(source: Database, path: str, what: str) -> None:
 
 @contextlib.contextmanager
 def snapshot(options: argparse.Namespace) -> Iterator[str]:
+    """The path of a private copy of DATABASE, gone in the end; or of what is to be --output."""
     with contextlib.ExitStack() as stack:
         if options.output:
             path = stack.enter_context(private_file(options.output, options.path))
@@ -1653,6 +1667,7 @@ def free_name(path: str, word: str) -> str:
 
 
 def restore(options: argparse.Namespace) -> None:
+    """Put a backup in place of DATABASE; what is there now is kept aside."""
     path, backup = options.path, options.restore
     read_head(backup)
     there = os.path.exists(path)
@@ -1723,6 +1738,7 @@ def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
 
 
 def put_back(source: Database, options: argparse.Namespace) -> None:
+    """Keep the content of a database aside, then overwrite it, under one exclusive lock."""
     with contextlib.closing(connect(options.path, "rw", options.timeout)) as db:
         mode = db.value("PRAGMA journal_mode")
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -1828,6 +1844,7 @@ SURVEYS = 6  # a run takes this many times what its survey took, as measured
 
 
 def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
+    """Say what the run would do, before anything happens."""
     OUT.title("Plan                        rows new columns     to fill  to correct  recreate")
     for name, columns in run.missing.items():
         how = "create" if name not in run.schema else "yes" if name in run.recreate else "no"
@@ -1922,6 +1939,7 @@ EXPLANATIONS = [
 
 
 def explain(error: BaseException) -> Stop:
+    """An error of SQLite or the system as one line for the operator, with its exit status."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
     if SIGNALS:
         return interrupted()
@@ -1935,6 +1953,7 @@ def explain(error: BaseException) -> Stop:
 
 
 def say_result(options: argparse.Namespace) -> None:
+    """Say what was done, and as commands what may follow."""
     path, backup, verify = options.path, OUT.report["backup"], command(options.path, "--verify")
     if OUT.report["status"] == "nothing to do":
         OUT.say(f"Nothing to do: {path} is migrated.", always=True)
@@ -1988,6 +2007,7 @@ def migrate(options: argparse.Namespace) -> None:
 
 
 def work(options: argparse.Namespace, path: str, space: str, backup: str | None) -> None:
+    """Survey, plan, ask, migrate the file at `path`: DATABASE, or a copy of it."""
     with contextlib.closing(connect(path, "rw", options.timeout)) as db:
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         db.execute(f"PRAGMA temp.cache_size = -{CACHE_KIB}")
@@ -2092,6 +2112,7 @@ a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
 
 
 def find_database(options: argparse.Namespace) -> str:
+    """The real path of the database that is meant."""
     path = options.database or os.environ.get("DATABASE_PATH") or "goals.db"
     sample = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "sample.db")
     named = options.database or os.path.exists(path)
@@ -2102,6 +2123,7 @@ def find_database(options: argparse.Namespace) -> str:
 
 
 def check_flags(options: argparse.Namespace) -> None:
+    """Raise Stop for flags that don't go together, and for files that must not be written."""
     modes = options.verify or options.restore
     if modes and (options.repair or options.sql) or options.output and options.backup:
         raise Stop("these flags don't go together", 2, "see --help")
@@ -2134,6 +2156,7 @@ def check_flags(options: argparse.Namespace) -> None:
 
 
 def may_write(path: str) -> bool:
+    """Whether a report or script may be written here: what is there, if anything, is one."""
     head = b""
     if os.path.isfile(path) and os.access(path, os.R_OK):
         with open(path, "rb") as file:
@@ -2166,6 +2189,7 @@ INSERT INTO migration_guard SELECT {counts};"""
 
 
 def write_file(path: str, text: str) -> None:
+    """Write a report or script; raises Stop where that fails."""
     try:
         with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.write(text)
@@ -2175,6 +2199,7 @@ def write_file(path: str, text: str) -> None:
 
 
 def name_leftovers(options: argparse.Namespace) -> None:
+    """Name what killed runs have left beside this run's files and in the temporary folder."""
     files = filter(None, (options.path, options.output, options.backup))
     starts = [f"{glob.escape(path)}*{PARTIAL}" for path in files]
     starts.append(glob.escape(os.path.join(tempfile.gettempdir(), SNAPSHOT)))
@@ -2226,6 +2251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_report(path: str) -> None:
+    """Write the report as JSON; a failure is by now no more than a warning."""
     text = json.dumps(OUT.report, indent=2, default=repr) + "\n"
     try:
         if path == "-":
@@ -2238,6 +2264,7 @@ def write_report(path: str) -> None:
 
 
 def say_error(stop: Stop) -> str:
+    """Say on standard error in one line what ended the run."""
     copy = OUT.report["backup"] or OUT.report["kept_aside"]
     said = "; ".join(filter(None, [
         str(stop), "" if OUT.committed else "nothing was changed",
