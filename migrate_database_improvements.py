@@ -1188,7 +1188,8 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
             if options.sql:
                 write_file(options.sql, script_text(run))
             db.execute("ROLLBACK" if options.dry_run else "COMMIT")
-            OUT.committed = not (options.dry_run or options.output)
+            if not (options.dry_run or options.output):
+                commit()
     except Fault:
         db.execute("ROLLBACK")
         check_sound(db, "integrity_check")  # as found, an index may have lied
