@@ -11,8 +11,9 @@ from helpers import run
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory):
     """One of this process's own: the script names what other runs have left in it."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what is in background
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP):  # ignored by what a shell or nohup started
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
     tempfile.tempdir = None
     yield
