@@ -19,16 +19,21 @@ def blocks(language, word=""):
     return [text for kind, text in BLOCKS if kind == language and word in text]
 
 
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A folder with the script and the sample as goals.db, and a python3 in the PATH."""
+@pytest.fixture(autouse=True)
+def python3(tmp_path, monkeypatch):
+    """The Python of the tests, as python3 in the PATH."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / "bin" / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder with the script and the sample as goals.db."""
     (tmp_path / "app").mkdir()
     shutil.copy(SCRIPT, tmp_path / "app")
     shutil.copy(SAMPLE, tmp_path / "app" / "goals.db")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     return tmp_path / "app"
 
 
