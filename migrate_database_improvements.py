@@ -1721,6 +1721,8 @@ def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
             another = not read_table(db, "goals") and any(sizes.values())
             db.execute("ATTACH ? AS backup", [source.uri])
             for name, now in sizes.items():
+                if name.startswith("sqlite_") or name == "migration_log":
+                    continue
                 then = before.get(name, 0)
                 lost = max(now - then, 0)
                 with contextlib.suppress(sqlite3.OperationalError):  # it has no id
