@@ -976,10 +976,9 @@ def refuse_names(run: Run) -> None:
 def last_log(db: Database) -> dict[str, Any]:
     """The report of the last run, from migration_log; {} if there is none that can be read."""
     try:
-        log = json.loads(db.value("SELECT report FROM migration_log ORDER BY id DESC LIMIT 1"))
-        parts = (("options", dict), ("checks", list), ("not_compiling", dict))
-        return log if all(isinstance(log.get(part, kind()), kind) for part, kind in parts) else {}
-    except (sqlite3.OperationalError, TypeError, ValueError, AttributeError):
+        return dict(json.loads(db.value(
+            "SELECT report FROM migration_log ORDER BY id DESC LIMIT 1")))
+    except (sqlite3.OperationalError, TypeError, ValueError):
         return {}
 
 
@@ -1124,7 +1123,7 @@ def new_names(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
             yield {"id": identity, "key": key, "before": name, "after": after}
 
 
-RESTORE = "restore a backup of it, or see .recover of the sqlite3 shell"
+RESTORE = "restore a backup, or use .recover of sqlite3"
 
 
 def damage(db: Database, check: str = "quick_check") -> str:
@@ -1930,7 +1929,7 @@ def confirm(options: argparse.Namespace, verb: str) -> None:
 
 EXPLANATIONS = [
     ("not a database|malformed|corrupt",
-     "the database is damaged, encrypted, or needs a newer SQLite", 1, RESTORE),
+     "damaged, encrypted, or of a newer SQLite", 1, RESTORE),
     ("readonly|unable to open|ermission|denied", "it can't be opened or written", 1,
      "check owner, permissions and mount"),
     ("disk|space|quota|too large", "the disk is full or failing", 1, "look at the disk"),
@@ -1951,7 +1950,7 @@ def explain(error: BaseException) -> Stop:
                     f"fuser -v {OUT.database}), or give a longer --timeout")
     for pattern, what, status, advice in EXPLANATIONS:
         if re.search(pattern, text):
-            return Stop(f"{what}: {text}", status, advice)
+            return Stop(f"{what}: {text:.80}", status, advice)
     return Stop(text, 1, "run with -v to see the statement")
 
 
@@ -2057,11 +2056,12 @@ def verify_database(options: argparse.Namespace) -> None:
         OUT.end("schema and roots" + (" are right" if not faults else ""))
     if faults:
         OUT.report["status"] = "fault"
-        repairable = any(one.repairable for one in run.findings)
-        mend = "mend what does not compile; " if "not compile" in str(faults) else ""
+        repair = ["--repair"] if any(one.repairable for one in run.findings) else []
+        again = f"migrating again mends the rest: {command(options.path, *repair)}"
+        told = [*faults, again] if any("not compile" not in fault for fault in faults) else faults
         raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:80]}", 1,
-                   f"{mend}migrating again mends schema and roots", "\n".join(
-                       [*faults, f"next: {command(options.path, *['--repair'] * repairable)}"]))
+                   "mend the view or trigger that does not compile" if told is faults else
+                   "migrating again mends schema and roots", "\n".join(told))
     how = ("complete but for the constraints, as chosen" if options.without_constraints else
            "migrated and consistent")
     OUT.report["status"] = "done"

@@ -8,6 +8,10 @@ from databases import build
 from helpers import run
 
 
+def pytest_configure(config):
+    config.option.reportchars += "s"  # show why a test is skipped
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory):
     """One of this process's own: the script names what other runs have left in it."""

@@ -268,6 +268,7 @@ def test_verify_names_what_is_broken(migrated, named):
     script(migrated, *BREAKS[named])
     said = run(migrated, "--verify", status=1).err
     assert named in said and len(said.splitlines()[0]) <= 200 and "fault" in said.splitlines()[0]
+    assert ("migrating again" in said) != ("does not compile" in said)
 
 
 @pytest.mark.parametrize("table, old, new, named", [
@@ -301,9 +302,7 @@ def test_what_the_app_does_daily_is_no_fault(migrated, tmp_path):
     assert "references to missing rows, 2 rows that link two fractals" in said
 
 
-@pytest.mark.parametrize("logged", [
-    "{}", "[]", "null", "x", '{"options": {}}',
-    '{"options": {"skip_constraint": "x"}, "not_compiling": [1], "checks": 5}'])
+@pytest.mark.parametrize("logged", ["{}", "[]", "null", "x", '{"options": {}}'])
 def test_an_odd_log_is_no_obstacle(migrated, logged):
     script(migrated, ("INSERT INTO migration_log (run_at, script_version, sqlite_version, report) "
                       "VALUES ('', '', '', ?)", (logged,)))

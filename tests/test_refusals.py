@@ -171,7 +171,7 @@ def test_wrong_flags_end_in_2(database, flags):
     ["--sql", "here.txt"], ["--sql", "{0}"], ["--sql", "-"], ["--sql", "{0}-shm", "--report", "r"],
     ["--backup", "stale.db"], ["--output", "stale.db"]])
 def test_files_that_are_not_to_be_written_are_not(database, monkeypatch, tmp_path, flags):
-    (tmp_path / "here.txt").write_text("somebody's text")
+    (tmp_path / "here.txt").write_text("#!/bin/sh\nmigrate_database_improvements.py --verify")
     (tmp_path / "stale.db-wal").write_bytes(b"stale")
     monkeypatch.chdir(tmp_path)
     before = folder_state(database)
