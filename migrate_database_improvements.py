@@ -34,6 +34,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections import namedtuple
 from typing import Any, Callable, Iterator, NoReturn, Sequence
 
@@ -126,6 +127,9 @@ LAST_RESORTS: dict[str, list[tuple[str, str]]] = {
 }
 PARENT_TABLES = {parent for pairs in [*PARENTS.values(), *LAST_RESORTS.values()]
                  for _, parent in pairs}
+LINKS = "practice_session_goals"  # of sessions to goals: practice_session_id, short_term_goal_id
+# The tables with a root_id to keep right -> the column that names a row of theirs.
+ROOTED = {**dict.fromkeys(TABLES, "id"), "session_metadata": "session_id"}
 EXTRAS = ("targets", "session-metadata", "audit-log")  # made where --extra asks for them
 RECOVERED = "recovered-by-migration"  # the goal that --repair makes for rows without any root
 
@@ -201,6 +205,7 @@ VERSION_1_TRIGGERS = {f"trg_{table}_{kind}" for table, kinds in [
 VERSION_1_DEADLINE = f"CONSTRAINT {DEADLINE} CHECK (date(deadline) >= date(created_at))"
 
 
+
 # ==== 2. The rule of root_id (DESIGN.md section 4), once, as SQL: `rule` ===============
 
 KNOWN = "migration_known_"  # before a table's name: what `derive` knows of it (id, root_id)
@@ -240,9 +245,9 @@ def rule(schema: Schema, name: str, row: str, stored: str = "", known: str = "")
 
 def linked_root(schema: Schema, row: str, stored: str, known: str) -> str:
     """SQL for the root of a session's links: the stored one if one has it, else the first's."""
-    if "practice_session_goals" not in schema:
+    if LINKS not in schema:
         return "NULL"
-    links = (f"SELECT l.root_id FROM {known}practice_session_goals k"
+    links = (f"SELECT l.root_id FROM {known}{LINKS} k"
              f" JOIN {known}goals l ON l.id = k.short_term_goal_id"
              f" WHERE k.practice_session_id = {row}.id AND l.id <> {row}.id")
     return (f"COALESCE(({links} AND l.root_id = {stored} LIMIT 1), ({links} AND l.root_id <> ''"
@@ -256,20 +261,16 @@ def derive(db: Database, schema: Schema, otherwise: str = "NULL") -> None:
     no root, the SQL `otherwise` does; but a goal that no rule reaches has none."""
     for old in db.column("SELECT name FROM temp.sqlite_master WHERE type = 'table'"):
         db.change(f"DROP TABLE temp.{old}")
-    for name in TABLES:
-        db.change(f"CREATE TEMP TABLE {FOUND}{name} (key INTEGER PRIMARY KEY, root, stored)")
     derive_goals(db, schema)
-    db.change("CREATE TEMP TABLE migration_roots (n INTEGER PRIMARY KEY, id TEXT UNIQUE)")
-    db.change("INSERT INTO migration_roots (id) "
-              f"SELECT id FROM migration_tree UNION SELECT '{RECOVERED}'")
-    for name in schema:
-        if schema.has(name, "root_id"):
-            db.change("INSERT OR IGNORE INTO migration_roots (id) "
-                      f"SELECT DISTINCT root_id FROM {name} NOT INDEXED WHERE root_id <> ''")
+    names = [name for name in ("sessions", *ROOTED) if name in schema]
+    roots = [f"UNION SELECT CAST(root_id AS TEXT) FROM {name} NOT INDEXED"
+             for name in names if schema.has(name, "root_id")]
+    db.change("CREATE TEMP TABLE migration_roots "
+              "(n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE CHECK (id <> ''))")
+    db.change("INSERT OR IGNORE INTO migration_roots (id) SELECT id FROM migration_tree "
+              f"UNION SELECT '{RECOVERED}' {' '.join(roots)}")
     db.change(f"UPDATE {KNOWN}goals SET root_id = {number_of('root_id')}")
-    if "sessions" in schema:
-        make_known(db, "sessions", f"id, {number_of('root_id')}")
-    for name in schema.of_target():
+    for name in names:
         stored = "NULL"
         if schema.has(name, "root_id"):
             stored = number_of("CAST(c.root_id AS TEXT)")
@@ -277,21 +278,19 @@ def derive(db: Database, schema: Schema, otherwise: str = "NULL") -> None:
         root = f"COALESCE({root}, {rule(schema, name, 'c', stored, KNOWN)}, {otherwise})"
         if name == "goals":
             join, root = f"LEFT JOIN {KNOWN}goals q ON q.id = c.id", "q.root_id"
+        db.change(f"CREATE TEMP TABLE {FOUND}{name} (key INTEGER PRIMARY KEY, root, stored)")
         # LIMIT keeps SQLite from looking the root up again for each mention of it.
         db.change(f"""
             INSERT INTO {FOUND}{name}
             SELECT * FROM (SELECT c.rowid, {root} AS root, {stored} AS stored
                            FROM {name} c NOT INDEXED {join} LIMIT -1)
             WHERE root IS NULL OR root IS NOT stored""")
-        if name != "goals" and name in PARENT_TABLES:
-            found = f"(SELECT root FROM {FOUND}{name} WHERE key = c.rowid)"
-            make_known(db, name, f"c.id, COALESCE({found}, {stored})")
-
-
-def make_known(db: Database, name: str, columns: str) -> None:
-    db.change(f"CREATE TEMP TABLE {KNOWN}{name} (id TEXT PRIMARY KEY, root_id) WITHOUT ROWID")
-    db.change(f"INSERT OR IGNORE INTO {KNOWN}{name} SELECT {columns} FROM {name} c NOT INDEXED "
-              "WHERE c.id <> '' ORDER BY c.id")  # in order is faster
+        if name in PARENT_TABLES - {"goals"}:
+            root = f"COALESCE((SELECT root FROM {FOUND}{name} WHERE key = c.rowid), {stored})"
+            db.change(f"CREATE TEMP TABLE {KNOWN}{name} (id TEXT PRIMARY KEY, root_id) "
+                      "WITHOUT ROWID")
+            db.change(f"INSERT OR IGNORE INTO {KNOWN}{name} SELECT c.id, {root} FROM {name} c "
+                      "NOT INDEXED WHERE c.id <> '' ORDER BY c.id")  # in order is faster
 
 
 def first_parent(schema: Schema, name: str, known: str = "") -> tuple[str, str]:
@@ -304,8 +303,7 @@ def first_parent(schema: Schema, name: str, known: str = "") -> tuple[str, str]:
 
 # The links of the session `g` whose goals have no known root yet.
 UNKNOWN_LINKS = f"""
-    SELECT l.id FROM {KNOWN}practice_session_goals k
-    JOIN migration_tree l ON l.id = k.short_term_goal_id
+    SELECT l.id FROM {KNOWN}{LINKS} k JOIN migration_tree l ON l.id = k.short_term_goal_id
     WHERE k.practice_session_id = g.id AND l.id <> g.id
       AND l.id NOT IN (SELECT id FROM {KNOWN}goals)"""
 
@@ -320,21 +318,18 @@ def derive_goals(db: Database, schema: Schema) -> None:
               "FROM goals NOT INDEXED WHERE id <> ''")
     db.change("CREATE INDEX migration_tree_parent ON migration_tree (parent_id)")
     db.change(f"CREATE TEMP TABLE {KNOWN}goals (id TEXT PRIMARY KEY, root_id) WITHOUT ROWID")
-    waits = "0"
-    if "practice_session_goals" in schema:
-        waits = f"EXISTS ({UNKNOWN_LINKS})"
-        db.change(f"CREATE TEMP TABLE {KNOWN}practice_session_goals AS SELECT practice_session_id, "
-                  "short_term_goal_id FROM practice_session_goals NOT INDEXED "
-                  f"ORDER BY {schema.link_order}")
-        db.change("CREATE INDEX migration_links "
-                  f"ON {KNOWN}practice_session_goals (practice_session_id)")
+    db.change(f"CREATE TEMP TABLE {KNOWN}{LINKS} (practice_session_id, short_term_goal_id)")
+    if LINKS in schema:
+        db.change(f"INSERT INTO {KNOWN}{LINKS} SELECT practice_session_id, short_term_goal_id "
+                  f"FROM {LINKS} NOT INDEXED ORDER BY {schema.link_order}")
+    db.change(f"CREATE INDEX migration_links ON {KNOWN}{LINKS} (practice_session_id)")
     spread = f"""
         INSERT INTO {KNOWN}goals
         WITH RECURSIVE tree(id, root_id) AS (
             SELECT g.id, {rule(schema, "goals", "g", known=KNOWN)} FROM migration_tree g
             WHERE g.id NOT IN (SELECT id FROM {KNOWN}goals)
               AND NOT EXISTS (SELECT 1 FROM migration_tree p WHERE p.id = g.parent_id)
-              AND NOT (g.type = 'PracticeSession' AND {waits}
+              AND NOT (g.type = 'PracticeSession' AND EXISTS ({UNKNOWN_LINKS})
                        AND (COALESCE(g.parent_id, '') = '' OR g.root_id = ''))
             UNION ALL
             SELECT g.id, tree.root_id FROM tree JOIN migration_tree g ON g.parent_id = tree.id)
@@ -343,19 +338,15 @@ def derive_goals(db: Database, schema: Schema) -> None:
         pass
 
 
-def wrong_rows(schema: Schema, name: str) -> str:
-    """FROM and WHERE for the rows `c` whose stored root the rule contradicts."""
-    join, root = first_parent(schema, name)
-    return (f"FROM {name} c {join} WHERE COALESCE(c.root_id, '') IS NOT "
-            f"COALESCE({root}, {rule(schema, name, 'c')})")
-
-
 def audit(db: Database) -> Iterator[str]:
-    """A line for each table with wrong rows, by a way other than `derive`."""
+    """A line for each table with rows whose stored root the rule contradicts: read from what is
+    stored, not from what `derive` found."""
     schema = read_schema(db)
-    for name in filter(schema.__contains__, [*TABLES, "session_metadata"]):
-        wrong = wrong_rows(schema, name)
-        if ids := db.column(f"SELECT c.{'id' if name in TABLES else 'session_id'} {wrong} LIMIT 4"):
+    for name in filter(schema.__contains__, ROOTED):
+        join, root = first_parent(schema, name)
+        wrong = (f"FROM {name} c {join} WHERE COALESCE(c.root_id, '') = '' "
+                 f"OR c.root_id IS NOT COALESCE({root}, {rule(schema, name, 'c')})")
+        if ids := db.column(f"SELECT c.{ROOTED[name]} {wrong} LIMIT 4"):
             rows = count(db.value(f"SELECT count(*) {wrong}"), "row")
             yield f"{name}: {rows} with a wrong or empty root_id, id {shorten(ids)}"
 
@@ -391,8 +382,10 @@ def triggers(schema: Schema) -> dict[str, str]:
 
     for name in filter(schema.__contains__, PARENTS):
         keep_own_root(add, schema, name)
-    linked = follow_links(schema, "id IN (SELECT practice_session_id FROM practice_session_goals"
-                                  " WHERE short_term_goal_id = NEW.id)")
+    linked = []
+    if LINKS in schema:
+        sessions = f"(SELECT practice_session_id FROM {LINKS} WHERE short_term_goal_id = NEW.id)"
+        linked = [follow_links(schema, f"id IN {sessions}")]
     for parent in [*TABLES, "sessions"]:
         if below := give_children(schema, parent):
             add(parent, "follow", "UPDATE OF root_id", CHANGED, *below)
@@ -404,17 +397,17 @@ def triggers(schema: Schema) -> dict[str, str]:
     add("goals", "cycle_update", "UPDATE OF parent_id", f"NEW.id IN {ANCESTORS}", cycle)
     add("goals", "cycle_insert", "INSERT", "1", f"{cycle} WHERE NEW.id IN {ANCESTORS}",
         "SELECT RAISE(ABORT, 'goals.id is missing') WHERE COALESCE(NEW.id, '') = ''")
-    links = "practice_session_goals"
-    if links in schema:
-        new, old = [follow_links(schema, f"id = {r}.practice_session_id") for r in ("NEW", "OLD")]
+    if LINKS in schema:
+        new, old = (follow_links(schema, f"id = {one}.practice_session_id")
+                    for one in ("NEW", "OLD"))
         # Apart from `subtree`: while that runs, the rows below it fire all triggers but it.
         add("goals", "sessions", "UPDATE OF root_id", CHANGED, *linked)
-        add(links, "insert", "INSERT", "1", *new)
-        add(links, "update", "UPDATE", "1", *new, *old)
-        add(links, "delete", "DELETE", "1", *old)
+        add(LINKS, "insert", "INSERT", "1", new)
+        add(LINKS, "update", "UPDATE", "1", new, old)
+        add(LINKS, "delete", "DELETE", "1", old)
         # Or foreign keys would forbid deleting a fractal. AFTER: within its cascade, what follows
         # its sessions is gone already.
-        add("goals", "unlink", "DELETE", "1", f"DELETE FROM {links} "
+        add("goals", "unlink", "DELETE", "1", f"DELETE FROM {LINKS} "
             "WHERE practice_session_id = OLD.id OR short_term_goal_id = OLD.id")
     return found
 
@@ -462,12 +455,10 @@ def move_subtree(root: str) -> str:
     return set_root("goals", root, f"id IN {SUBTREE}")
 
 
-def follow_links(schema: Schema, which: str) -> list[str]:
-    """The statement, if any, that gives sessions among some goals the root of their links."""
-    if "practice_session_goals" not in schema:
-        return []
+def follow_links(schema: Schema, which: str) -> str:
+    """The statement that gives sessions among some goals the root of their links."""
     root = rule(schema, "goals", "goals")
-    return [set_root("goals", root, f"{which} AND type = 'PracticeSession'")]
+    return set_root("goals", root, f"{which} AND type = 'PracticeSession'")
 
 
 # ---- extras: what --extra asks for; JSON as in https://sqlite.org/json1.html ------------------
@@ -495,14 +486,9 @@ TARGET_OBJECTS = {
         "CREATE INDEX idx_goals_targets ON goals (root_id) WHERE targets IS NOT NULL",
 }
 AUDIT_LOG = """CREATE TABLE audit_log (
-    id INTEGER PRIMARY KEY,
-    at DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    table_name VARCHAR NOT NULL,
-    row_id VARCHAR,
-    root_id VARCHAR,
-    action VARCHAR NOT NULL,
-    old_values TEXT,
-    new_values TEXT
+    id INTEGER PRIMARY KEY, at DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    table_name VARCHAR NOT NULL, row_id VARCHAR, root_id VARCHAR, action VARCHAR NOT NULL,
+    old_values TEXT, new_values TEXT
 )"""
 
 
@@ -510,12 +496,8 @@ def session_metadata(schema: Schema) -> str:
     sessions = "sessions" if "sessions" in schema else "goals"
     return f"""CREATE TABLE session_metadata (
     session_id VARCHAR NOT NULL REFERENCES {sessions}(id) ON DELETE CASCADE,
-    key VARCHAR NOT NULL,
-    value TEXT,
-    root_id VARCHAR {NOT_EMPTY} {IN_GOALS},
-    created_at {NOW},
-    updated_at {NOW},
-    PRIMARY KEY (session_id, key)
+    key VARCHAR NOT NULL, value TEXT, root_id VARCHAR {NOT_EMPTY} {IN_GOALS},
+    created_at {NOW}, updated_at {NOW}, PRIMARY KEY (session_id, key)
 )"""
 
 
@@ -544,23 +526,21 @@ END"""
 def audit_trigger(schema: Schema, name: str, action: str, old: str, new: str) -> str:
     """The trigger that logs what one action changes. `old` and `new` are the rows it has. A root
     is compared only where no trigger fills or moves it."""
-    row = new or old
-    columns = [column.name for column in schema[name].columns.values()
-               if not (column.hidden or column.name.lower() == "root_id" and name in PARENTS)]
-
-    def value(of: str, column: str) -> str:
+    def values(of: str, column: str) -> str:
         return f"{of}.{quote(column)}" if of else "NULL"
 
-    def as_json(of: str, values: str) -> str:
-        text = f"CASE typeof({values}) WHEN 'blob' THEN hex({values}) ELSE {values} END"
+    def as_json(of: str, value: str) -> str:
+        text = f"CASE typeof({value}) WHEN 'blob' THEN hex({value}) ELSE {value} END"
         return f"json_group_object(name, {text})" if of else "NULL"
 
     changes = ",\n            ".join(
-        f"({literal(column)}, {value(old, column)}, {value(new, column)})" for column in columns)
-    return f"""CREATE TRIGGER trg_{name}_audit_{action} AFTER {action.upper()} ON {name}
-BEGIN
+        f"({literal(column.name)}, {values(old, column.name)}, {values(new, column.name)})"
+        for key, column in schema[name].columns.items()
+        if not (column.hidden or key == "root_id" and name in PARENTS))
+    return f"""CREATE TRIGGER trg_{name}_audit_{action} AFTER {action.upper()} ON {name} BEGIN
     INSERT INTO audit_log (table_name, row_id, root_id, action, old_values, new_values)
-    SELECT '{name}', {row}.id, {rule(schema, name, row)}, '{action}', old_values, new_values
+    SELECT '{name}', {new or old}.id, {rule(schema, name, new or old)}, '{action}', old_values,
+           new_values
     FROM (
         WITH changes(name, old, new) AS (VALUES
             {changes})
@@ -588,8 +568,8 @@ SIGNALS: list[int] = []  # those that came; heard between statements and within 
 
 
 def interrupted() -> Stop:
-    name = signal.Signals(SIGNALS[0]).name
-    return Stop(f"interrupted by {name}", 128 + SIGNALS[0], "run it again when it suits")
+    return Stop(f"interrupted by {signal.Signals(SIGNALS[0]).name}", 128 + SIGNALS[0],
+                "run it again when it suits")
 
 
 def check_interrupt() -> None:
@@ -620,8 +600,8 @@ class Database(sqlite3.Connection):
                 check_interrupt()
                 if not is_locked(error) or time.monotonic() > deadline:
                     raise
-                OUT.tick("waiting for a lock")
-                time.sleep(0.02)
+            OUT.tick("waiting for a lock")
+            time.sleep(0.02)
 
     def rows(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         return self.execute(sql, parameters).fetchall()
@@ -644,11 +624,11 @@ class Database(sqlite3.Connection):
 
 def connect(path: str, mode: str = "rw", patience: float = 5.0) -> Database:
     """Open a database file; `mode` as in https://sqlite.org/uri.html."""
-    name = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    uri = f"file:{urllib.parse.quote(os.path.abspath(path))}?mode={mode}"
     # No cache of statements: a cached EXPLAIN would show the schema as it was.
-    db = sqlite3.connect(f"file:{name}?mode={mode}", uri=True, timeout=0.1, isolation_level=None,
-                         cached_statements=0, factory=Database)
-    db.patience, db.script, db.uri = patience, [], f"file:{name}?mode={mode}"
+    db = sqlite3.connect(uri, uri=True, timeout=0.1, isolation_level=None, cached_statements=0,
+                         factory=Database)
+    db.patience, db.script, db.uri = patience, [], uri
     db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     # Here Python runs a signal's handler within a long statement.
     db.set_progress_handler(OUT.tick, 10_000)
@@ -689,12 +669,12 @@ def bracket_items(tokens: list[Token]) -> tuple[list[list[Token]], Token]:
     for token in tokens:
         depth += {"(": 1, ")": -1}.get(token.text, 0)
         if depth == 0:
-            return items, token
+            break
         if depth == 1 and token.text == ",":
             items.append([])
         elif token is not tokens[0]:
             items[-1].append(token)
-    raise Stop("the brackets of a CREATE TABLE don't match", 1, "see PRAGMA integrity_check")
+    return items, token
 
 
 # A row of PRAGMA table_xinfo, and whether it is declared STRING, which means NUMERIC.
@@ -735,30 +715,29 @@ def read_table(db: Database, name: str) -> Table | None:
 
 def read_schema(db: Database) -> Schema:
     """The app's tables. Raises Stop for a database that is not ours or is refused (DESIGN.md 2)."""
-    schema = Schema()
-    for name in [*TABLES, "sessions", "practice_session_goals", "session_metadata"]:
-        if table := read_table(db, name):
-            schema[name] = table
-        elif name in TABLES and db.rows("SELECT 1 FROM sqlite_master WHERE lower(name) = ? "
-                                        "AND type IN ('view', 'table')", [name]):
-            refuse(name, "it is a view or a virtual table", "rename it")
+    names = [*TABLES, "sessions", LINKS, "session_metadata"]
+    schema = Schema({name: table for name in names if (table := read_table(db, name))})
     if not schema.has("goals", "id", "type", "name", "parent_id"):
         raise Stop(f"{OUT.database} is no Fractal Goals database: it has no table goals with id, "
                    "type, name and parent_id", 2, "name the app's own database")
+    for kind, name in db.rows("SELECT type, lower(name) FROM sqlite_master WHERE type IN "
+                              "('table', 'view')"):
+        if name in TABLES and name not in schema:
+            refuse(name, f"it is a {'view' if kind == 'view' else 'virtual table'}", "rename it")
     for name in schema.of_target():
         refuse_shape(db, name, schema[name])
-        refuse_columns(db, name, schema[name])
+        refuse_new_names(db, name, schema[name])
     if not schema.has("sessions", "id", "root_id"):
         schema.pop("sessions", None)  # another's
     if "session_metadata" in schema and (
             schema["session_metadata"].sql != session_metadata(schema)):
         del schema["session_metadata"]
-    links = schema.get("practice_session_goals")
-    if links and not {"practice_session_id", "short_term_goal_id"} <= links.columns.keys():
-        refuse("practice_session_goals", "it has no practice_session_id and short_term_goal_id",
-               "name its columns so")
-    if links and "WITHOUT" in links.sql[links.close.end:].upper():
-        schema.link_order = "short_term_goal_id"
+    if LINKS in schema:
+        if not schema.has(LINKS, "practice_session_id", "short_term_goal_id"):
+            refuse(LINKS, "it has no practice_session_id and short_term_goal_id",
+                   "name its columns so")
+        if "WITHOUT" in schema[LINKS].sql[schema[LINKS].close.end:].upper():
+            schema.link_order = "short_term_goal_id"
     return schema
 
 
@@ -768,51 +747,50 @@ def refuse(name: str, why: str, way_out: str) -> NoReturn:
 
 def refuse_shape(db: Database, name: str, table: Table) -> None:
     """Raise Stop for a table of a shape that neither the app nor an ordinary owner makes."""
-    options = [token.text for token in tokenize(table.sql[table.close.end:])]
-    told = [item[0].name for item in table.items if item][:len(table.columns)]
-    tokens = tokenize(table.sql)[3:]
-    itself = (a.name == table.name.lower() and b.text == "." for a, b in zip(tokens, tokens[1:]))
-    for wrong, why, way_out in (
-            (options, f"it is {' '.join(options)}", "make it anew without that"),
-            (told != [*table.columns], "its text and its columns disagree",
-             "compare its CREATE with its table_xinfo"),
-            ("rowid" in table.columns, "it has a column named rowid", "rename that column"),
-            ("id" not in table.columns, "it has no id", "add one"),
-            (any(itself), "a constraint in its text names the table itself",
-             "leave the name out there")):
-        if wrong:
+    tokens, columns = tokenize(table.sql), table.columns
+    options = " ".join(token.text for token in tokens if token.start > table.close.start)
+    itself = any(a.name == name and b.text == "." for a, b in zip(tokens[3:], tokens[4:]))
+    told = [item[0].name for item in table.items if item][:len(columns)]
+    wrong = [
+        (options, f"it is {options}", "make it anew without that"),
+        (told != [*columns], "its text and its columns disagree",
+         "compare its CREATE with its table_xinfo"),
+        ("id" not in columns, "it has no id", "add one"),
+        ("rowid" in columns, "it has a column named rowid", "rename that column"),
+        (itself, "a constraint in its text names the table itself", "leave the name out there")]
+    for column in ["id", "root_id", *(column for column, _ in PARENTS.get(name, []))]:
+        if found := columns.get(column):
+            number = re.search("INT|REAL|FLOA|DOUB", found.type, re.I)
+            wrong += [(found.hidden, f"its {column} is a generated column", "make it a plain one"),
+                      (number, f"its {column} is declared {found.type}",
+                       "make it VARCHAR, in all references too")]
+    wrong += [(True, f"its root_id REFERENCES {parent} ON DELETE {action}",
+               "let it refer to goals(id) with ON DELETE CASCADE")
+              for column, parent, action in table.references if column == "root_id"
+              and (parent != "goals" or action not in ("NO ACTION", "CASCADE"))]
+    wrong.append((not db.rows("""
+        SELECT 1 FROM pragma_index_list(?) i WHERE i."unique" AND NOT i.partial AND
+        (SELECT group_concat(lower(name)) FROM pragma_index_info(i.name)) = 'id'""", [table.name]),
+        "its id is not unique", f"CREATE UNIQUE INDEX {name}_id ON {name}(id)"))
+    for found, why, way_out in wrong:
+        if found:
             refuse(name, why, way_out)
-    added = TABLES[name].keys() - table.columns.keys()
+    if not re.search("CHAR|CLOB|TEXT", columns["id"].type, re.I) and db.rows(
+            f"SELECT 1 FROM {name} WHERE typeof(id) IN ('integer', 'real') LIMIT 1"):
+        refuse(name, "its ids are numbers", "make them text, in all references too")
+
+
+def refuse_new_names(db: Database, name: str, table: Table) -> None:
+    """Raise Stop where a string in double quotes would become a new column's name
+    (https://sqlite.org/quirks.html#dblquote)."""
     for sql in db.column("SELECT sql FROM sqlite_master WHERE lower(tbl_name) = ? "
                          "AND type IN ('table', 'index') AND sql > ''", [name]):
         tokens = tokenize(sql[sql.find("("):])
-        for before, token in zip(tokens, tokens[1:]):  # https://sqlite.org/quirks.html#dblquote
-            if token.text[0] == '"' and token.name in added and before.text.upper() not in (
-                    ".", "REFERENCES", "CONSTRAINT", "COLLATE"):
+        for before, token in zip(tokens, tokens[1:]):
+            if token.text[0] == '"' and token.name in TABLES[name].keys() - table.columns and (
+                    before.text.upper() not in (".", "REFERENCES", "CONSTRAINT", "COLLATE")):
                 refuse(name, f"the string {token.text} in its text would become the new column",
                        "write it in single quotes")
-
-
-def refuse_columns(db: Database, name: str, table: Table) -> None:
-    """Raise Stop where an id or a root can't be text, or can't be deleted with its fractal."""
-    declared = table.columns["id"].type.upper()
-    if "INT" in declared or not re.search("CHAR|CLOB|TEXT", declared) and db.rows(
-            f"SELECT 1 FROM {name} WHERE typeof(id) IN ('integer', 'real') LIMIT 1"):
-        refuse(name, "its ids are numbers", "make them text, in all references too")
-    if not db.rows("""SELECT 1 FROM pragma_index_list(?) i WHERE i."unique" AND NOT i.partial AND
-            (SELECT group_concat(lower(name)) FROM pragma_index_info(i.name)) = 'id'""",
-                   [table.name]):
-        refuse(name, "its id is not unique", f"CREATE UNIQUE INDEX {name}_id ON {name}(id)")
-    for column in ["root_id", *(column for column, _ in PARENTS.get(name, []))]:
-        found = table.columns.get(column)
-        if found and found.hidden:
-            refuse(name, f"its {column} is a generated column", "make it a plain one")
-        if found and re.search("INT|REAL|FLOA|DOUB", found.type, re.I):
-            refuse(name, f"its {column} is declared {found.type}", "declare it VARCHAR")
-    for column, parent, action in table.references:
-        if column == "root_id" and (parent != "goals" or action not in ("NO ACTION", "CASCADE")):
-            refuse(name, f"its root_id REFERENCES {parent} ON DELETE {action}",
-                   "let it refer to goals(id) with ON DELETE CASCADE")
 
 
 # ALTER TABLE refuses CURRENT_TIMESTAMP; this keeps its place until the table is recreated.
@@ -823,10 +801,10 @@ def new_text(name: str, table: Table, checks: Sequence[str] = ()) -> str:
     """The text of a table brought to the target, with these checks. Clauses are appended, as of two
     SQLite takes the last; nothing of the owner's is removed."""
     edits = []
-    for column, item in zip(table.columns.values(), table.items):
+    for (key, column), item in zip(table.columns.items(), table.items):
+        end = item[-1].end
         if column.is_string:
             edits.append((item[1].start, item[1].end, "VARCHAR"))
-        key, end = column.name.lower(), item[-1].end
         if key == "root_id" and NOT_EMPTY not in table.sql[item[0].start:end]:
             edits.append((end, end, f" {NOT_EMPTY}"))
         wanted = REFERENCE.search(TABLES[name].get(key, ""))
@@ -839,8 +817,9 @@ def new_text(name: str, table: Table, checks: Sequence[str] = ()) -> str:
     if ("root_id", "goals", "CASCADE") not in table.references:
         # The last key of a table acts first: before one of parent_id frees or takes what is below.
         added.insert(0, f"FOREIGN KEY (root_id) {IN_GOALS}")
-    sql, at = str(table.sql), table.close.start
-    for start, end, text in reversed([*edits, (at, at, "".join(f",\n    {a}" for a in added))]):
+    edits.append((table.close.start, table.close.start, "".join(f",\n    {a}" for a in added)))
+    sql = str(table.sql)
+    for start, end, text in reversed(edits):
         sql = sql[:start] + text + sql[end:]
     deadline = f"CONSTRAINT {DEADLINE} CHECK ({CHECKS[DEADLINE][1]})"
     return sql.replace(VERSION_1_DEADLINE, deadline).replace(
@@ -870,13 +849,13 @@ class Run:
     def __init__(self, db: Database, options: argparse.Namespace) -> None:
         self.db, self.options = db, options
         self.schema, self.log = read_schema(db), last_log(db)
+        self.extras = [*dict.fromkeys([*self.log.get("extras", []), *options.extra])]
+        self.differences: list[str] = []          # between schema and target, a line each
         self.missing: dict[str, list[str]] = {}   # columns
         self.checks: dict[str, list[str]] = {}    # checks to add
         self.recreate: list[str] = []             # tables
         self.indexes: dict[str, str] = {}         # name -> CREATE statement
-        self.extras = [*dict.fromkeys([*self.log.get("extras", []), *options.extra])]
         self.others: dict[str, str] = {}          # triggers, and what extras are made of
-        self.differences: list[str] = []          # between schema and target, a line each
         self.rows: dict[str, int] = {}
         self.filled: dict[str, int] = {}          # roots to fill
         self.corrected: dict[str, int] = {}
@@ -892,87 +871,6 @@ class Run:
         return not (self.differences or self.findings or changed)
 
 
-def compare_schema(db: Database, options: argparse.Namespace) -> Run:
-    """A Run with what the schema lacks of the target. Raises Stop for a refused database."""
-    run, incomplete = Run(db, options), []
-    for name, columns in TABLES.items():
-        table = run.schema.get(name)
-        run.missing[name] = [column for column in columns if not run.schema.has(name, column)]
-        run.differences += [f"{name}.{column} is missing" for column in run.missing[name]]
-        run.checks[name] = missing_checks(run, name, table.sql if table else "")
-        late = any("CURRENT_TIMESTAMP" in columns[column] for column in run.missing[name])
-        if not table or late or new_text(name, table, run.checks[name]) != table.sql:
-            incomplete.append(name)
-    if incomplete and not options.without_constraints:
-        run.differences += [f"{name} lacks " + (", ".join(run.checks[name]) or "a constraint")
-                            for name in incomplete]
-        # And those after the first: the order of creation stays the target's (see TABLES).
-        run.recreate = [*TABLES][[*TABLES].index(incomplete[0]):]
-    run.indexes = indexes_to_make(run)
-    stored = dict(db.rows("SELECT name, sql FROM sqlite_master"))
-    run.differences += [f"index {name} is missing, differs, or is older than it should be" for name
-                        in [name for name, sql in run.indexes.items() if stored.get(name) != sql]
-                        or run.indexes]
-    if {"targets", "audit-log"} & {*run.extras} and compile_error(db, "SELECT json('[]')"):
-        raise Stop("this SQLite has no JSON functions, which --extra needs", 2,
-                   "run it with a Python that has SQLite 3.38 or newer")
-    run.others = {**extra_objects(run.schema, run.extras), **triggers(run.schema)}
-    run.differences += [f"{name} is missing or differs" for name in run.others
-                        if stored.get(name) != run.others[name]]
-    run.differences += [f"trigger {name} is version 1's"
-                        for name in stored.keys() & VERSION_1_TRIGGERS - run.others.keys()]
-    return run
-
-
-def missing_checks(run: Run, name: str, sql: str) -> list[str]:
-    """The checks of the target that a table lacks. One of our name counts as present, unless the
-    log says that a run made it and its text is another now."""
-    declared, made = declared_checks(sql), run.log.get("checks", [])
-    return [check for check, (owner, expression) in ALL_CHECKS.items()
-            if owner == name and check not in run.options.skip_constraint
-            and (check not in declared or check in made and declared[check] != expression)]
-
-
-def wanted_indexes(options: argparse.Namespace) -> dict[str, str]:
-    """{name: CREATE statement} of the target's indexes, in the order of their creation."""
-    wanted = {name: f"CREATE UNIQUE INDEX {name} ON {table} ({columns}) WHERE deleted_at IS NULL"
-              for name, (table, columns) in UNIQUE_NAMES.items()
-              if not options.without_constraints and name not in options.skip_constraint}
-    return {**wanted, **{name: f"CREATE INDEX {name} ON {on}" for name, on in INDEXES.items()}}
-
-
-def indexes_to_make(run: Run) -> dict[str, str]:
-    """The indexes that are missing, differ, are out of order, or whose table is recreated."""
-    wanted = wanted_indexes(run.options)
-    found: dict[str, str] = {}
-    stored = run.db.rows("SELECT lower(name), sql FROM sqlite_master WHERE type = 'index' "
-                         "ORDER BY rowid")
-    for name in TABLES:
-        ours = [(index, sql) for index, sql in wanted.items() if INDEXED_TABLE[index] == name]
-        there = [] if name in run.recreate else [one for one in stored if one[0] in dict(ours)]
-        same = [one == other for one, other in zip(ours, there)]
-        found.update(ours[[*same, False].index(False):])  # from the first that differs on
-    return found
-
-
-def refuse_names(run: Run) -> None:
-    """Raise Stop where another's object has a name of ours, or a text that is not UTF-8."""
-    log = read_table(run.db, "migration_log")
-    migrated = log and {"script_version", "report"} <= log.columns.keys()
-    reserved = set() if migrated else {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
-    reserved |= {NEW + name for name in TABLES}
-    reserved |= extra_objects(run.schema, run.extras).keys() - extra_objects(
-        run.schema, run.log.get("extras", [])).keys()
-    for kind, name, table, sql in run.db.rows("SELECT type, lower(name), lower(tbl_name), sql "
-                                              "FROM sqlite_master"):
-        if name in reserved and sql != run.others.get(name) or name in INDEXED_TABLE and (
-                kind != "trigger" and (kind, table) != ("index", INDEXED_TABLE[name])):
-            raise Stop(f"the {kind} {name} has a name that the migration needs", 1, "rename it")
-        if re.search("[\ud800-\udfff]", f"{name}{sql}"):
-            raise Stop(f"the CREATE statement of the {kind} {name} is not UTF-8", 1,
-                       "write it anew in UTF-8")
-
-
 def last_log(db: Database) -> dict[str, Any]:
     """The report of the last run, from migration_log; {} if there is none that can be read."""
     try:
@@ -982,18 +880,85 @@ def last_log(db: Database) -> dict[str, Any]:
         return {}
 
 
+def compare_schema(db: Database, options: argparse.Namespace) -> Run:
+    """A Run with what the schema lacks of the target. Raises Stop for a refused database."""
+    run, incomplete = Run(db, options), []
+    for name, columns in TABLES.items():
+        sql = run.schema[name].sql if name in run.schema else ""
+        declared, made = declared_checks(sql), run.log.get("checks", [])
+        run.missing[name] = [column for column in columns if not run.schema.has(name, column)]
+        # A check of our name is ours, unless a run made it and its text is another now.
+        run.checks[name] = [
+            check for check, (owner, expression) in ALL_CHECKS.items()
+            if owner == name and check not in options.skip_constraint
+            and (check not in declared or check in made and declared[check] != expression)]
+        late = any("CURRENT_TIMESTAMP" in columns[column] for column in run.missing[name])
+        if not sql or late or new_text(name, run.schema[name], run.checks[name]) != sql:
+            incomplete.append(name)
+        run.differences += [f"{name}.{column} is missing" for column in run.missing[name]]
+    if incomplete and not options.without_constraints:
+        run.differences += [f"{name} lacks " + (", ".join(run.checks[name]) or "a constraint")
+                            for name in incomplete]
+        # And those after the first: the order of creation stays the target's (see TABLES).
+        run.recreate = [*TABLES][[*TABLES].index(incomplete[0]):]
+    run.indexes = indexes_to_make(run)
+    run.differences += [f"index {name} is missing, differs or is out of order"
+                        for name in run.indexes]
+    if {"targets", "audit-log"} & {*run.extras} and compile_error(db, "SELECT json('[]')"):
+        raise Stop("this SQLite has no JSON functions, which --extra needs", 2,
+                   "run it with a Python that has SQLite 3.38 or newer")
+    run.others = {**extra_objects(run.schema, run.extras), **triggers(run.schema)}
+    stored = dict(db.rows("SELECT name, sql FROM sqlite_master"))
+    run.differences += [f"{name} is missing or differs" for name, sql in run.others.items()
+                        if stored.get(name) != sql]
+    run.differences += [f"trigger {name} is version 1's"
+                        for name in stored.keys() & VERSION_1_TRIGGERS - run.others.keys()]
+    return run
+
+
+def indexes_to_make(run: Run) -> dict[str, str]:
+    """{name: CREATE statement} of all indexes of each table that lacks one of the target's, has
+    them in another order, or is recreated."""
+    wanted = {name: f"CREATE UNIQUE INDEX {name} ON {table} ({columns}) WHERE deleted_at IS NULL"
+              for name, (table, columns) in UNIQUE_NAMES.items()
+              if not run.options.without_constraints and name not in run.options.skip_constraint}
+    wanted.update({name: f"CREATE INDEX {name} ON {on}" for name, on in INDEXES.items()})
+    stored = run.db.rows("SELECT lower(name), sql FROM sqlite_master WHERE type = 'index' "
+                         "ORDER BY rowid")
+    found: dict[str, str] = {}
+    for table in TABLES:
+        ours = {name: sql for name, sql in wanted.items() if INDEXED_TABLE[name] == table}
+        if table in run.recreate or [one for one in stored if one[0] in ours] != [*ours.items()]:
+            found.update(ours)
+    return found
+
+
+def refuse_names(run: Run) -> None:
+    """Raise Stop where another's object has a name of ours, or a text that is not UTF-8."""
+    log, made = read_table(run.db, "migration_log"), run.log.get("extras", [])
+    reserved = {NEW + name for name in TABLES} | (
+        extra_objects(run.schema, run.extras).keys() - extra_objects(run.schema, made).keys())
+    if not (log and {"script_version", "report"} <= log.columns.keys()):  # never migrated
+        reserved |= {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
+    for kind, name, table, sql in run.db.rows(
+            "SELECT type, lower(name), lower(tbl_name), sql FROM sqlite_master"):
+        if name in reserved and sql != run.others.get(name) or name in INDEXED_TABLE and (
+                kind != "trigger" and (kind, table) != ("index", INDEXED_TABLE[name])):
+            raise Stop(f"the {kind} {name} has a name that the migration needs", 1, "rename it")
+        if re.search("[\ud800-\udfff]", f"{name}{sql}"):
+            raise Stop(f"the CREATE statement of the {kind} {name} is not UTF-8", 1,
+                       "write it anew in UTF-8")
+
+
 def survey(db: Database, options: argparse.Namespace) -> Run:
-    """Compare schema and rows with the target, fill the FOUND tables, find what to decide."""
+    """Compare schema and rows with the target, derive all roots, find what to decide."""
     run = compare_schema(db, options)
     refuse_names(run)
     run.differences += [] if run.log else ["migration_log has no report"]
-    if "session_metadata" in run.schema and db.rows(
-            f"SELECT 1 {wrong_rows(run.schema, 'session_metadata')} LIMIT 1"):
-        run.differences.append("session_metadata has rows with a wrong root_id")
     derive(db, run.schema)
     find_goals_without_root(run)
     find_rows_without_root(run)
-    if options.repair and any(one.kind == "no root" and one.repairable for one in run.findings):
+    if options.repair and any(one.kind == "no root" for one in run.findings):
         run.recovers = not db.rows(f"SELECT 1 FROM goals WHERE id = '{RECOVERED}'")
         derive(db, run.schema, number_of(literal(RECOVERED)))
     if not options.without_constraints:
@@ -1003,7 +968,7 @@ def survey(db: Database, options: argparse.Namespace) -> Run:
             find_broken_rows(run, name)
     if run.findings:
         check_sound(db, "integrity_check")  # nothing is decided on the word of a damaged index
-    for name in run.schema.of_target():
+    for name in filter(run.schema.__contains__, ROOTED):
         run.rows[name] = db.value(f"SELECT count(*) FROM {name}")
         run.filled[name], run.corrected[name] = db.rows(
             f"SELECT count(*) - count(stored), count(stored) FROM {FOUND}{name}")[0]
@@ -1022,26 +987,26 @@ def find_goals_without_root(run: Run) -> None:
     no_id = "WHERE COALESCE(id, '') = ''"
     find(run, "a goal without an id", "goals.id", f"SELECT rowid, * FROM goals {no_id}",
          f"UPDATE goals SET id = lower(hex(randomblob(16))) {no_id}")
-    link = f"({UNKNOWN_LINKS} LIMIT 1)" if "practice_session_goals" in run.schema else "NULL"
     # Each waits for its parent, else for one of its links: followed, that leads into a loop.
     waits_for = {goal: (parent, link) for goal, parent, link in run.db.rows(
-        f"SELECT g.id, p.id, {link} FROM migration_tree g LEFT JOIN migration_tree p "
-        f"ON p.id = g.parent_id WHERE g.id NOT IN (SELECT id FROM {KNOWN}goals)")}
+        f"SELECT g.id, p.id, ({UNKNOWN_LINKS} LIMIT 1) FROM migration_tree g "
+        f"LEFT JOIN migration_tree p ON p.id = g.parent_id "
+        f"WHERE g.id NOT IN (SELECT id FROM {KNOWN}goals)")}
     seen: set[str] = set()
     for start in waits_for:
         walk = [start]
         while walk[-1] not in seen:
             seen.add(walk[-1])
             walk.append(waits_for[walk[-1]][0] or waits_for[walk[-1]][1])
-        loop = walk[walk.index(walk[-1]):-1]
-        for goal in sorted(loop, key=lambda goal: bool(waits_for[goal][0]))[:1]:
+        if loop := walk[walk.index(walk[-1]):-1]:
+            goal = min(loop, key=lambda goal: bool(waits_for[goal][0]))
             parent, link = waits_for[goal]
             find(run, "a cycle of parents" if parent else "a ring of links", "goals.root_id",
                  "SELECT id, parent_id, type, name FROM goals "
                  f"WHERE id IN ({', '.join(map(literal, loop))})",
                  f"UPDATE goals SET parent_id = NULL WHERE id = {literal(goal)}" if parent else
-                 "DELETE FROM practice_session_goals WHERE practice_session_id = "
-                 f"{literal(goal)} AND short_term_goal_id = {literal(link)}")
+                 f"DELETE FROM {LINKS} WHERE practice_session_id = {literal(goal)} "
+                 f"AND short_term_goal_id = {literal(link)}")
 
 
 def find_rows_without_root(run: Run) -> None:
@@ -1061,21 +1026,19 @@ def find_rows_without_root(run: Run) -> None:
 
 def find_broken_rows(run: Run, name: str) -> None:
     """Rows that break a check to come, or a NOT NULL or CHECK that the owner had."""
-    table = run.schema[name]
+    table, missing = run.schema[name], {*run.missing[name]}
     # Not IS NULL, which SQLite takes for false where a column is NOT NULL.
     tests = {f"{name}.{column}": f"typeof({quote(column)}) = 'null'" for column, declared
              in table.columns.items() if declared.not_null and column != "root_id"}
     tests.update({f"{name}: {check}": f"NOT ({expression})" for check, expression
                   in declared_checks(table.sql).items() if check not in ALL_CHECKS})
     tests.update({check: f"NOT ({CHECKS[check][1]})" for check in run.checks[name]
-                  if check in CHECKS
-                  and not {*re.findall(r"\w+", CHECKS[check][1])} & {*run.missing[name]}})
-    any_test = " OR ".join(tests.values()) or "0"
-    if run.db.rows(f"SELECT 1 FROM {name} WHERE {any_test} LIMIT 1"):
+                  if check in CHECKS and not missing & {*re.findall(r"\w+", CHECKS[check][1])}})
+    if tests and run.db.rows(f"SELECT 1 FROM {name} WHERE {' OR '.join(tests.values())} LIMIT 1"):
         for what, test in tests.items():
-            find(run, "broken", what, f"SELECT id, * FROM {name} WHERE {test}",
-                 f"UPDATE {name} SET ... WHERE {test}",
-                 *([f"--skip-constraint {what}"] if what in CHECKS else []))
+            ways = [f"UPDATE {name} SET ... WHERE {test}"]
+            ways += [f"--skip-constraint {what}"] if what in CHECKS else []
+            find(run, "broken", what, f"SELECT id, * FROM {name} WHERE {test}", *ways)
 
 
 def find_equal_names(run: Run, constraint: str) -> None:
@@ -1087,11 +1050,10 @@ def find_equal_names(run: Run, constraint: str) -> None:
     named = "c.name IS NOT NULL"
     live = "c.deleted_at IS NULL" if run.schema.has(table, "deleted_at") else named
     age = "c.created_at" if run.schema.has(table, "created_at") else "NULL"
-    scope = f"c.{column}"
+    scope = f"c.{column}" if run.schema.has(table, column) else "NULL"
     if column == "root_id":  # as it will be
-        stored = scope if run.schema.has(table, column) else "NULL"
         found = root_of(f"(SELECT root FROM {FOUND}{table} WHERE key = c.rowid)")
-        scope = f"COALESCE({found}, {stored})"
+        scope = f"COALESCE({found}, {scope})"
     names = f"""
         SELECT c.id, c.rowid AS key, {scope} AS scope, CAST(c.name AS TEXT) AS name,
                row_number() OVER (equal ORDER BY {age} IS NULL, {age}, c.rowid) AS position,
@@ -1111,15 +1073,13 @@ def find_equal_names(run: Run, constraint: str) -> None:
 
 def new_names(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """The next free name for each but the oldest of equal names; the rows are in that order."""
-    def place(scope: str, name: str) -> tuple[str, str]:
-        return scope, name.lower().rstrip(" ")  # equal for what any collation finds equal
-
-    taken = {place(scope, name) for _, _, scope, name, _, _ in rows}
+    # Equal for what any collation finds equal.
+    taken = {(scope, name.lower().rstrip(" ")) for _, _, scope, name, _, _ in rows}
     for identity, key, scope, name, position, _ in rows:
         if position > 1:  # names up to this number are taken: by the equals before
-            free = (f"{name} ({number})" for number in range(position, len(rows) + 3))
-            after = next(one for one in free if place(scope, one) not in taken)
-            taken.add(place(scope, after))
+            after = next(free for number in range(position, len(rows) + 3)
+                         if (scope, (free := f"{name} ({number})").lower()) not in taken)
+            taken.add((scope, after.lower()))
             yield {"id": identity, "key": key, "before": name, "after": after}
 
 
@@ -1129,8 +1089,8 @@ RESTORE = "restore a backup, or use .recover of sqlite3"
 def damage(db: Database, check: str = "quick_check") -> str:
     """What a check of the file says; "" if nothing. A value that breaks its declaration is no
     damage: SQLite 3.40 says it of columns that ALTER TABLE added."""
+    harmless = r"ok$|(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in "
     try:
-        harmless = r"ok$|(NULL|NUMERIC|TEXT|non-\w+) value in |CHECK constraint failed in "
         said = [" ".join(text.split()) for text in db.column(f"PRAGMA main.{check}(9999)")
                 if not re.match(harmless, text)]
     except sqlite3.DatabaseError as error:
@@ -1174,21 +1134,21 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
         if run.nothing_to_do():
             return run
         run.sizes = row_counts(db)
-        with made_backup(run, backup) as check_backup:
-            OUT.report["not_compiling"] = not_compiling(db)
-            run.broken_references = broken_references(run)
-            put_triggers_aside(run)
-            repair_names(run)
-            for number, (title, phase) in enumerate(PHASES, 1):
-                OUT.begin(f"[{number}/5] {title}")
-                OUT.end(phase(run))
-            write_log(run)
-            check_backup()
-            if options.sql:
-                write_file(options.sql, script_text(run))
-            db.execute("ROLLBACK" if options.dry_run else "COMMIT")
-            if not (options.dry_run or options.output):
-                commit()
+        wait_for_check = back_up(run, backup)
+        OUT.report["not_compiling"] = not_compiling(db)
+        run.broken_references = broken_references(run)
+        put_triggers_aside(run)
+        repair_names(run)
+        for number, (title, phase) in enumerate(PHASES, 1):
+            OUT.begin(f"[{number}/5] {title}")
+            OUT.end(phase(run))
+        write_log(run)
+        wait_for_check()
+        if options.sql:
+            write_file(options.sql, script_text(run))
+        db.execute("ROLLBACK" if options.dry_run else "COMMIT")
+        if not (options.dry_run or options.output):
+            commit()
     except Fault:
         db.execute("ROLLBACK")
         check_sound(db, "integrity_check")  # as found, an index may have lied
@@ -1201,11 +1161,10 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
 
 def put_triggers_aside(run: Run) -> None:
     """Drop all triggers, that none fires meanwhile; keep the texts of the owner's."""
-    ours = VERSION_1_TRIGGERS | run.others.keys()
     for name, sql in run.db.rows("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' "
                                  "ORDER BY rowid"):
         run.db.change(f"DROP TRIGGER {quote(name)}")
-        if name.lower() not in ours:
+        if name.lower() not in VERSION_1_TRIGGERS | run.others.keys():
             run.owners_triggers.append(sql)
 
 
@@ -1256,8 +1215,8 @@ def backfill(run: Run) -> str:
             run.db.change(f"UPDATE OR FAIL {name} SET root_id = {root} "
                           f"WHERE rowid IN (SELECT key FROM {FOUND}{name})")
         OUT.report["corrections"][name] = run.db.rows(
-            f"SELECT c.id, {root_of('f.stored')}, {root_of('f.root')} FROM {FOUND}{name} f "
-            f"JOIN {name} c ON c.rowid = f.key WHERE f.stored > 0 LIMIT 1000")
+            f"SELECT c.{ROOTED[name]}, {root_of('f.stored')}, {root_of('f.root')} FROM "
+            f"{FOUND}{name} f JOIN {name} c ON c.rowid = f.key WHERE f.stored > 0 LIMIT 1000")
     filled, corrected = sum(run.filled.values()), sum(run.corrected.values())
     return f"{count(filled, 'root')} filled, {corrected:,} corrected"
 
@@ -1266,7 +1225,7 @@ def recreate_tables(run: Run) -> str:
     """[3/5] Rebuild tables, as https://sqlite.org/lang_altertable.html#otheralter says. With
     legacy_alter_table on and foreign_keys off, DROP deletes no rows elsewhere, and RENAME leaves
     views and references. All are copied first: what is dropped is written over slowly."""
-    db, schema, ours = run.db, read_schema(run.db), wanted_indexes(run.options)
+    db, schema = run.db, read_schema(run.db)
     rows, total = 0, sum(run.rows.get(name, 0) for name in run.recreate)
     for name in run.recreate:
         for copied in copy_table(run, name, schema[name]):
@@ -1274,8 +1233,9 @@ def recreate_tables(run: Run) -> str:
             OUT.progress("row", rows, total)
     for name in run.recreate:
         new, old = NEW + name, schema[name].name
-        indexes = db.rows("SELECT lower(name), sql FROM sqlite_master WHERE type = 'index' AND "
-                          f"sql > '' AND lower(tbl_name) = '{name}' ORDER BY rowid")
+        owners = [sql for index, sql in db.rows(
+            "SELECT lower(name), sql FROM sqlite_master WHERE type = 'index' AND sql > '' "
+            f"AND lower(tbl_name) = '{name}' ORDER BY rowid") if index not in INDEXED_TABLE]
         if db.rows("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'"):
             # AUTOINCREMENT: the highest key ever given may be that of a row that is gone.
             db.change(f"DELETE FROM sqlite_sequence WHERE name = '{new}'")
@@ -1283,7 +1243,7 @@ def recreate_tables(run: Run) -> str:
                       f"WHERE name = {literal(old)}")
         db.change(f"DROP TABLE {quote(old)}")
         db.change(f"ALTER TABLE {new} RENAME TO {quote(old)}")
-        for sql in [sql for index, sql in indexes if index not in ours]:
+        for sql in owners:
             db.change(sql)
     return f"{count(len(run.recreate), 'table')}, {count(rows, 'row')} copied and proven"
 
@@ -1323,8 +1283,8 @@ def new_value(column: Column) -> str:
     if column.name.lower() == "root_id":
         return f"COALESCE({root_of('r.root')}, {value})"
     if column.is_string:
-        return (f"CASE WHEN typeof({value}) = 'real' AND CAST(CAST({value} AS TEXT) AS REAL) <> "
-                f"{value} THEN printf('%!.17g', {value}) ELSE {value} END")
+        return (f"CASE WHEN typeof({value}) = 'real' AND CAST({value} AS TEXT) + 0.0 <> {value} "
+                f"THEN printf('%!.17g', {value}) ELSE {value} END")
     return value
 
 
@@ -1348,19 +1308,17 @@ def create_indexes(run: Run) -> str:
         db.change(f"DROP INDEX IF EXISTS {name}")
         db.change(sql)
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    if "session_metadata" in now.schema:
-        root = rule(now.schema, "session_metadata", "session_metadata")
-        db.change(f"UPDATE session_metadata SET root_id = {root} WHERE root_id IS NOT {root}")
+    made = 0
     for name, sql in now.others.items():
         if (kind := sql.split()[1]) != "TABLE":
             db.change(f"DROP {kind} IF EXISTS {name}")
             db.change(sql)
+            made += kind == "TRIGGER"
     for sql in run.owners_triggers:
         db.change(sql)
     db.execute("PRAGMA analysis_limit = 1000")
     for name in TABLES:
         db.change(f"ANALYZE {name}")
-    made = sum(sql.startswith("CREATE TRIGGER") for sql in now.others.values())
     return f"{count(len(now.indexes), 'index', 'indexes')}, {count(made, 'trigger')}"
 
 
@@ -1376,20 +1334,19 @@ def write_log(run: Run) -> None:
 # ==== 6. Verification ==================================================================
 
 def verify(run: Run) -> str:
-    """[5/5] Look at every promise of the run afresh; raises Stop for a fault."""
+    """[5/5] Look at every promise of the run afresh; raises Fault where one is broken."""
     faults = [*schema_faults(compare_schema(run.db, run.options), OUT.report["not_compiling"])]
     if not faults:
         sizes = row_counts(run.db)
         sizes[read_schema(run.db)["goals"].name] -= run.recovers
-        faults = [*audit(run.db), *(
+        faults = [*audit(run.db), *sorted(broken_references(run) - run.broken_references), *(
             f"{name} has {sizes.get(name)} rows, not {rows}" for name, rows in run.sizes.items()
-            if sizes.get(name) != rows and not name.startswith("sqlite_")),
-            *sorted(broken_references(run) - run.broken_references)]
+            if sizes.get(name) != rows)]
     kept = len(run.recreate) < len(TABLES)  # with indexes that might lie
     check_sound(run.db, "integrity_check" if faults or kept else "quick_check")
     if faults:
         raise Fault("verification found a fault: " + "; ".join(faults[:5]), 1,
-                   "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
+                    "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
     note_references(run.db)
     return "schema, roots, rows, integrity are right"
 
@@ -1397,28 +1354,26 @@ def verify(run: Run) -> str:
 def schema_faults(run: Run, before: dict[str, str]) -> Iterator[str]:
     """What the schema lacks of the target; what compiled before and does no more."""
     yield from run.differences
-    broken: dict[str, str] = {}
     for statement, why in not_compiling(run.db).items():
         # Our triggers fire those of other tables: what was broken there is so in more statements.
-        if statement not in before and (
-                statement.startswith("SELECT") or why not in before.values()):
-            broken.setdefault(statement.split(" ", 1)[1],
-                              f"{statement} does not compile any more: {why}")
-    yield from broken.values()
+        if statement not in before and (statement[:6] == "SELECT" or why not in before.values()):
+            yield f"{statement} does not compile any more: {why}"
     if not run.differences:
         for name, on in INDEXES.items():  # a query for one fractal, one parent, must find its index
             table, column, where = re.split(r" \((\w+).*?\)", on)
             query = f"SELECT * FROM {table} INDEXED BY {name} WHERE {column} = ''"
             yield from filter(None, [compile_error(run.db, query + where.replace("WHERE", "AND"))])
     OUT.report["extras"] = run.extras
-    OUT.report["checks"] = [name for table in run.schema.values() for name, expression
+    OUT.report["checks"] = [
+        name for table in run.schema.values() for name, expression
         in declared_checks(table.sql).items() if ALL_CHECKS.get(name, ("", ""))[1] == expression]
 
 
 def row_counts(db: Database) -> dict[str, int]:
     """{table: number of rows}, of the owner's tables too."""
     return {name: db.value(f"SELECT count(*) FROM main.{quote(name)}") for name in db.column(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0")}
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 "
+        "AND name NOT GLOB 'sqlite_*'")}
 
 
 def broken_references(run: Run) -> set[str]:
@@ -1426,10 +1381,9 @@ def broken_references(run: Run) -> set[str]:
     schema = read_schema(run.db)
     found = {f"no root_id named the missing goal {root!r} before"
              for name in schema.of_target() if schema.has(name, "root_id")
-             for root in run.db.column(
-                 "SELECT CAST(root_id AS TEXT) FROM "
-                 f"(SELECT DISTINCT root_id FROM {name} WHERE root_id <> '') "
-                 "EXCEPT SELECT id FROM goals")}
+             for root in run.db.column(f"""
+                 SELECT CAST(root_id AS TEXT) FROM (SELECT DISTINCT root_id FROM {name})
+                 WHERE root_id <> '' EXCEPT SELECT id FROM goals""")}
     with contextlib.suppress(sqlite3.OperationalError):  # a mismatch: not even SQLite can tell
         if run.renames:
             found |= {f"{name}: the row of rowid {rowid} refers to no row of {parent} any more"
@@ -1470,25 +1424,24 @@ def note_references(db: Database) -> None:
     if read_table(db, "migration_quarantine"):
         rows = db.value("SELECT count(*) FROM migration_quarantine")
         OUT.report["quarantined_by_version_1"] = rows
-    joins = {}
-    if "practice_session_goals" in read_schema(db):
-        joins["practice_session_goals"] = (
-            "goals c JOIN practice_session_goals k ON k.practice_session_id = c.id "
-            "JOIN goals p ON p.id = k.short_term_goal_id")
+    queries = {}
+    if LINKS in read_schema(db):
+        queries[LINKS] = (
+            f"SELECT c.id FROM goals c JOIN {LINKS} k ON k.practice_session_id = c.id "
+            "JOIN goals p ON p.id = k.short_term_goal_id WHERE p.root_id <> c.root_id")
     for name, column, parent in REFERENCES:
-        used, missing = db.rows(f"""
-            SELECT total(n), total(n) FILTER (
-                WHERE NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = k.id))
-            FROM (SELECT {column} AS id, count(*) AS n FROM {name} WHERE {column} > ''
-                  GROUP BY 1) k""")[0]
-        lost.update({f"{name}.{column}": int(missing)} if missing else {})
-        if used and column != "root_id" and (column, parent) not in PARENTS.get(name, []) and (
-                db.rows(f"""
-                SELECT 1 FROM (SELECT DISTINCT root_id, {column} AS id FROM {name}) k
-                JOIN {parent} p ON p.id = k.id WHERE p.root_id <> k.root_id LIMIT 1""")):
-            joins[f"{name}.{column}"] = f"{name} c JOIN {parent} p ON p.id = c.{column}"
-    for where, joined in joins.items():
-        query = f"SELECT c.id FROM {joined} WHERE p.root_id <> c.root_id"
+        if missing := int(db.value(f"""
+                SELECT total(n) FROM (SELECT {column} AS id, count(*) AS n FROM {name}
+                                      WHERE {column} > '' GROUP BY 1) k
+                WHERE NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = k.id)""")):
+            lost[f"{name}.{column}"] = missing
+        if column != "root_id" and (column, parent) not in PARENTS.get(name, []):
+            # DISTINCT: by fractal and parent these are few, from the index
+            queries[f"{name}.{column}"] = (
+                f"SELECT id FROM {name} WHERE (root_id, {column}) IN (SELECT k.root_id, p.id FROM "
+                f"(SELECT DISTINCT root_id, {column} AS id FROM {name} WHERE {column} > '') k "
+                f"JOIN {parent} p ON p.id = k.id WHERE p.root_id <> k.root_id)")
+    for where, query in queries.items():
         if ids := db.column(query):
             crossing[where] = {"count": len(ids), "ids": ids[:20], "query": query}
     if lost or crossing:
@@ -1512,16 +1465,15 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 
 def read_head(path: str) -> bytes:
     """The first 100 bytes of a file; raises Stop unless it begins as a database does."""
-    why = f"no such database: {path}"
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            head = file.read(100)
-        if head.startswith(b"SQLite format 3\0"):
-            return head
-        why = f"{path} is " + ("no SQLite database, or encrypted" if head else "empty")
-    elif os.path.exists(path):
-        why = f"{path} is no file"
-    raise Stop(why, 2, "name the app's own, or a backup of it")
+    if not os.path.isfile(path):
+        why = "is no file" if os.path.exists(path) else "does not exist: no such database"
+        raise Stop(f"{path} {why}", 2, "name the app's own, or a backup of it")
+    with open(path, "rb") as file:
+        head = file.read(100)
+    if not head.startswith(b"SQLite format 3\0"):
+        raise Stop(f"{path} is " + ("no SQLite database, or encrypted" if head else "empty"), 2,
+                   "name the app's own, or a backup of it")
+    return head
 
 
 def size_of(path: str) -> int:
@@ -1607,13 +1559,11 @@ def sync(path: str) -> None:
     os.close(number)
 
 
-@contextlib.contextmanager
-def made_backup(run: Run, final: str | None) -> Iterator[Callable[[], Any]]:
-    """Back up under the run's lock, from a second connection; nothing if `final` is None. Yields a
+def back_up(run: Run, final: str | None) -> Callable[[], None]:
+    """Back up under the run's lock, from a second connection; nothing if `final` is None. Returns a
     function that waits for the check, which goes on in a thread, and raises Stop for damage."""
     if final is None:
-        yield lambda: None
-        return
+        return lambda: None
     from concurrent.futures import ThreadPoolExecutor
     OUT.begin("Back up")
     with contextlib.closing(connect(run.options.path, "ro", run.options.timeout)) as source:
@@ -1622,8 +1572,7 @@ def made_backup(run: Run, final: str | None) -> Iterator[Callable[[], Any]]:
             copy_to_file(source, partial, "backup")
     OUT.report["backup"] = final
     OUT.end(f"{mebibytes(os.path.getsize(final))}, is checked during what follows")
-    with ThreadPoolExecutor(1) as thread:
-        yield thread.submit(check_backup, final, run.sizes).result
+    return ThreadPoolExecutor(1).submit(check_backup, final, run.sizes).result
 
 
 def check_backup(path: str, rows: dict[str, int]) -> None:
@@ -1659,11 +1608,8 @@ def check_live_run(options: argparse.Namespace, backup: str | None) -> str:
                        (backups, size if backup else 0))
 
 
-def free_name(path: str, word: str) -> str:
-    """`path` with a word and the time in UTC; a name that no file has."""
-    name = f"{path}.{word}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-    names = [name, *(f"{name}-{number}" for number in range(2, 100))]
-    return next(free for free in names if not os.path.lexists(free))
+def new_name(path: str, word: str) -> str:
+    return f"{path}.{word}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
 
 
 def restore(options: argparse.Namespace) -> None:
@@ -1680,10 +1626,9 @@ def restore(options: argparse.Namespace) -> None:
     try:
         with reading(backup, options.timeout) as source:
             said, goals = damage(source), read_table(source, "goals")
-            ours = goals and {"id", "type", "name", "parent_id"} <= goals.columns.keys()
     except sqlite3.DatabaseError as error:
-        said, ours = str(error), False
-    if said or not ours:
+        said, goals = str(error), None
+    if said or not (goals and {"type", "parent_id"} <= goals.columns.keys()):
         raise Stop(f"{backup} is " + (f"damaged: {said}" if said else "no Fractal Goals database"),
                    1 if said else 2, "choose another backup")
     with reading(backup, options.timeout) as source:
@@ -1706,11 +1651,11 @@ def restore(options: argparse.Namespace) -> None:
 def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
     """Say what a restore replaces. Raises Stop where that can't be read, or is another database."""
     stamp = re.search(r"\.backup-(\d{8}T\d{6})Z", options.restore)  # a copy has a date of its own
-    hours = (time.time() - (calendar.timegm(time.strptime(stamp[1], "%Y%m%dT%H%M%S")) if stamp
-                            else os.stat(options.restore).st_mtime)) / 3600
+    made = (calendar.timegm(time.strptime(stamp[1], "%Y%m%dT%H%M%S")) if stamp else
+            os.stat(options.restore).st_mtime)
     OUT.title(f"Restore {options.restore}\nin place of {options.path}")
-    migrated = "migrated" if last_log(source) else "not migrated"
-    OUT.say(f"  the backup is {hours:,.1f} hours old, and {migrated}")
+    OUT.say(f"  the backup is {(time.time() - made) / 3600:,.1f} hours old, and "
+            + ("migrated" if last_log(source) else "not migrated"))
     if not os.path.exists(options.path) or not os.path.getsize(options.path):
         return
     OUT.say(f"{'rows of':24}{'the backup':>14}{'now':>14}{'only now':>14}")
@@ -1720,15 +1665,12 @@ def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
             another = not read_table(db, "goals") and any(sizes.values())
             db.execute("ATTACH ? AS backup", [source.uri])
             for name, now in sizes.items():
-                if name.startswith("sqlite_") or name == "migration_log":
-                    continue
-                then = before.get(name, 0)
-                lost = max(now - then, 0)
+                lost = max(now - before.get(name, 0), 0)
                 with contextlib.suppress(sqlite3.OperationalError):  # it has no id
                     lost = db.value(f"SELECT count(*) FROM main.{quote(name)} n WHERE n.id NOT IN "
                                     f"(SELECT b.id FROM backup.{quote(name)} b WHERE b.id > '')")
-                OUT.say(f"  {name:22.22}{then:14,}{now:14,}{lost:14,}")
                 another = another or name.lower() == "goals" and 0 < now == lost
+                OUT.say(f"  {name:22.22}{before.get(name, 0):14,}{now:14,}{lost:14,}")
     except (Stop, sqlite3.DatabaseError) as error:
         if is_locked(error) or SIGNALS:
             raise
@@ -1747,7 +1689,7 @@ def put_back(source: Database, options: argparse.Namespace) -> None:
         db.execute("BEGIN EXCLUSIVE")
         db.execute("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
         db.execute("PRAGMA journal_mode = DELETE")  # the page size may be another in the backup
-        aside = free_name(options.path, "replaced")
+        aside = new_name(options.path, "replaced")
         with private_file(aside, options.path) as partial:
             copy_to_file(db, partial, "keep aside")
         OUT.report["kept_aside"] = aside
@@ -1869,17 +1811,16 @@ def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
 def check_decisions(run: Run) -> None:
     """Tell the decisions, all at once, and what --repair changes. Raises Stop if any is left; its
     last words are the command to run next."""
-    repair, arguments = run.options.repair, run.options.arguments
+    repair = run.options.repair
+    left = [one for one in run.findings if not (one.repairable and repair)]
     OUT.report["decisions"] = [one._asdict() for one in run.findings]
     OUT.report["repairs"] = run.renames if repair else []
-    left = [one for one in run.findings if not (one.repairable and repair)]
     if run.findings:
         OUT.title("Decisions")
     for one in run.findings:
-        ways = "\n          or ".join(one.resolve)
         OUT.say(f"  {one.name}: {one.kind}, {count(one.rows, 'row')}\n"
-                f"    first    {shorten(one.ids)}\n    show     {one.query}\n"
-                f"    resolve  {ways}", always=one in left)
+                f"    first    {shorten(one.ids)}\n    show     {one.query}\n    resolve  "
+                + "\n          or ".join(one.resolve), always=one in left)
     if OUT.report["repairs"]:
         OUT.title("Repairs")
     for one in OUT.report["repairs"]:
@@ -1894,7 +1835,7 @@ def check_decisions(run: Run) -> None:
         raise Stop(f"the data needs {count(len(left), 'decision')}", 3,
                    (f"--repair settles {len(settled)} of them; " if settled else "")
                    + (f"resolve {', '.join(correct)}; " if correct else "")
-                   + f"next: {command(*arguments, *flags)}")
+                   + f"next: {command(*run.options.arguments, *flags)}")
 
 
 def commit() -> None:
@@ -1928,8 +1869,9 @@ def confirm(options: argparse.Namespace, verb: str) -> None:
 
 
 EXPLANATIONS = [
-    ("not a database|malformed|corrupt",
-     "damaged, encrypted, or of a newer SQLite", 1, RESTORE),
+    (" is locked", "the database is locked by another process", 4,
+     "stop the app (find it with fuser -v DATABASE), or give a longer --timeout"),
+    ("not a database|malformed|corrupt", "damaged, encrypted, or of a newer SQLite", 1, RESTORE),
     ("readonly|unable to open|ermission|denied", "it can't be opened or written", 1,
      "check owner, permissions and mount"),
     ("disk|space|quota|too large", "the disk is full or failing", 1, "look at the disk"),
@@ -1937,21 +1879,14 @@ EXPLANATIONS = [
      "change those rows or that constraint"),
     ("no such (function|module|collation)|unknown function",
      "the schema needs what only the app brings", 1, "drop that, create it again afterwards"),
-]
+    ("", "it failed", 1, "run with -v to see the statement")]
 
 
 def explain(error: BaseException) -> Stop:
     """An error of SQLite or the system as one line for the operator, with its exit status."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-    if SIGNALS:
-        return interrupted()
-    if is_locked(error):
-        return Stop("the database is locked by another process", 4, "stop the app (find it with "
-                    f"fuser -v {OUT.database}), or give a longer --timeout")
-    for pattern, what, status, advice in EXPLANATIONS:
-        if re.search(pattern, text):
-            return Stop(f"{what}: {text:.80}", status, advice)
-    return Stop(text, 1, "run with -v to see the statement")
+    _, what, status, advice = next(one for one in EXPLANATIONS if re.search(one[0], text))
+    return Stop(f"{what}: {text:.80}", status, advice.replace("DATABASE", OUT.database))
 
 
 def say_result(options: argparse.Namespace) -> None:
@@ -1968,8 +1903,8 @@ def say_result(options: argparse.Namespace) -> None:
     else:
         before, now = OUT.report["database"]["bytes_before"], size_of(path)
         how = " but for the constraints, as chosen" if options.without_constraints else ""
-        OUT.say(f"Done: {path} is migrated{how}.", always=True)
         seconds = sum(phase["seconds"] for phase in OUT.report["phases"])
+        OUT.say(f"Done: {path} is migrated{how}.", always=True)
         OUT.say(f"Time: {seconds:,.1f} s; size: {mebibytes(before)} before, {mebibytes(now)} now")
         if backup:
             OUT.say(f"Backup: {backup}\nUndo; rows written from now on are not carried over:\n"
@@ -1984,7 +1919,7 @@ def migrate(options: argparse.Namespace) -> None:
     """The main job: live, as a rehearsal (--dry-run) or into a new file (--output)."""
     read_head(options.path)
     size, mode = size_of(options.path), os.stat(options.path).st_mode & 0o777
-    backup = None if options.no_backup else options.backup or free_name(options.path, "backup")
+    backup = None if options.no_backup else options.backup or new_name(options.path, "backup")
     if options.dry_run or options.output:
         folder = os.path.dirname(options.output) if options.output else tempfile.gettempdir()
         space = check_space((folder, 5 * size))
@@ -2053,15 +1988,16 @@ def verify_database(options: argparse.Namespace) -> None:
         if all(run.schema.has(name, *columns) for name, columns in TABLES.items()):
             faults += audit(db)
             note_references(db)
-        OUT.end("schema and roots" + (" are right" if not faults else ""))
+        OUT.end("schema and roots" + ("" if faults else " are right"))
     if faults:
         OUT.report["status"] = "fault"
+        mended = any("not compile" not in fault for fault in faults)
         repair = ["--repair"] if any(one.repairable for one in run.findings) else []
         again = f"migrating again mends the rest: {command(options.path, *repair)}"
-        told = [*faults, again] if any("not compile" not in fault for fault in faults) else faults
         raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:80]}", 1,
-                   "mend the view or trigger that does not compile" if told is faults else
-                   "migrating again mends schema and roots", "\n".join(told))
+                   "migrating again mends schema and roots" if mended else
+                   "mend the view or trigger that does not compile",
+                   "\n".join([*faults, again] if mended else faults))
     how = ("complete but for the constraints, as chosen" if options.without_constraints else
            "migrated and consistent")
     OUT.report["status"] = "done"
@@ -2070,7 +2006,6 @@ def verify_database(options: argparse.Namespace) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are one line here like any other."""
     def error(self, message: str) -> NoReturn:
         raise Stop(" ".join(message.split()), 2, "see --help")
 
@@ -2103,11 +2038,11 @@ a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
             (parser, "--sql", "FILE", "the statements of the run, for the sqlite3 shell")):
         kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
         group.add_argument(*flags.split(), help=text, **kind)
-    parser.add_argument("--skip-constraint", metavar="NAME", action="append", default=[],
-                        choices=[*UNIQUE_NAMES, *CHECKS],
-                        help="leave out one constraint; repeatable")
-    parser.add_argument("--extra", metavar="NAME", action="append", default=[], choices=EXTRAS,
-                        help=f"add one of {', '.join(EXTRAS)}; repeatable")
+    for flag, names, text in (
+            ("--skip-constraint", [*UNIQUE_NAMES, *CHECKS], "leave out one constraint; repeatable"),
+            ("--extra", EXTRAS, f"add one of {', '.join(EXTRAS)}; repeatable")):
+        parser.add_argument(flag, metavar="NAME", action="append", default=[], choices=names,
+                            help=text)
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0,
                         help="how long to wait for a lock (5)")
     parser.add_argument("--version", action="version", version=VERSION)
@@ -2118,8 +2053,8 @@ def find_database(options: argparse.Namespace) -> str:
     """The real path of the database that is meant."""
     path = options.database or os.environ.get("DATABASE_PATH") or "goals.db"
     sample = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "sample.db")
-    named = options.database or os.path.exists(path)
-    if options.dry_run and not named and os.path.exists(sample):
+    if options.dry_run and not (options.database or os.path.exists(path)) and (
+            os.path.exists(sample)):
         OUT.say(f"No {path} here: this rehearses the bundled sample, {sample}")
         options.sample, path = True, sample
     return os.path.realpath(path)
@@ -2127,35 +2062,39 @@ def find_database(options: argparse.Namespace) -> str:
 
 def check_flags(options: argparse.Namespace) -> None:
     """Raise Stop for flags that don't go together, and for files that must not be written."""
-    modes = options.verify or options.restore
-    if modes and (options.repair or options.sql) or options.output and options.backup:
-        raise Stop("these flags don't go together", 2, "see --help")
-    if not 0 <= options.timeout < 1e6:
-        raise Stop("--timeout takes seconds, from 0 to 999999", 2, "see --help")
-    if options.database == "":
-        raise Stop("DATABASE is an empty name", 2, "name the app's own database")
-    read_only = options.dry_run or options.output or options.verify
-    if re.search(r"\.backup-\d{8}T\d{6}Z", os.path.basename(options.path)) and not read_only:
-        raise Stop(f"{options.path} is a backup", 2, "name the database, or a copy of the backup")
+    only_looks = options.dry_run or options.output or options.verify
+    for wrong, why, way_out in (
+            ((options.verify or options.restore) and (options.repair or options.sql)
+             or options.output and options.backup, "these flags don't go together", "see --help"),
+            (not 0 <= options.timeout < 1e6, "--timeout takes 0 to 999999 seconds", "see --help"),
+            (options.database == "", "DATABASE is an empty name", "name the app's own database"),
+            (re.search(r"\.backup-\d{8}T\d{6}Z", os.path.basename(options.path)) and not only_looks,
+             f"{options.path} is a backup", "name the database, or a copy of the backup")):
+        if wrong:
+            raise Stop(why, 2, way_out)
     files = [options.path, *(options.path + end for end in SIDE_FILES)]
     for name in ("report", "sql", "restore", "backup", "output"):
         path = getattr(options, name)
         if path is not None and (name, path) != ("report", "-"):
-            real = os.path.realpath(path)
-            beside = [real + end for end in ("", *SIDE_FILES) if os.path.lexists(real + end)]
-            for wrong, why in (
-                    (path in ("", "-") or os.path.isdir(real), "that is no name of a file"),
-                    (not os.path.isdir(os.path.dirname(real)), "there is no such folder"),
-                (name in ("backup", "output") and not os.access(os.path.dirname(real), os.W_OK),
-                 "no permission to write in that folder"),
-                    (real in files, "that is another file of this run"),
-                    (name in ("report", "sql") and not may_write(real),
-                     "not writable, or not made by this script"),
-                    (name in ("backup", "output") and beside, f"{real} or its -wal is there")):
-                if wrong:
-                    raise Stop(f"--{name} {path!r}: {why}", 2, "name another file")
-            files.append(real)
-            setattr(options, name, real)
+            files.append(check_file(name, path, files))
+            setattr(options, name, files[-1])
+
+
+def check_file(name: str, path: str, files: Sequence[str]) -> str:
+    """The real path that a flag names; raises Stop where it can't be written, or may not be."""
+    real = os.path.realpath(path)
+    folder, new = os.path.dirname(real), name in ("backup", "output")
+    why = ("that is no name of a file" if path in ("", "-") or os.path.isdir(real) else
+           "there is no such folder" if not os.path.isdir(folder) else
+           "that is another file of this run" if real in files else
+           "no permission to write in that folder" if new and not os.access(folder, os.W_OK) else
+           f"{real} or its -wal is there" if new and any(
+               os.path.lexists(real + end) for end in ("", *SIDE_FILES)) else
+           "not writable, or not made by this script" if name in ("report", "sql")
+           and not may_write(real) else "")
+    if why:
+        raise Stop(f"--{name} {path!r}: {why}", 2, "name another file")
+    return real
 
 
 def may_write(path: str) -> bool:
@@ -2165,34 +2104,34 @@ def may_write(path: str) -> bool:
         with open(path, "rb") as file:
             head = file.read(100)
     there = path if os.path.exists(path) else os.path.dirname(path)
-    ours = tuple(f"{start}{MADE_BY}".encode() for start in ('{\n  "made_by": "', "-- "))
-    return os.access(there, os.W_OK) and (not head or head.startswith(ours))
+    ours = re.match(rb'(\{\n  "made_by": "|-- )' + MADE_BY.encode(), head)
+    return os.access(there, os.W_OK) and bool(ours or not head)
 
 
 def script_text(run: Run) -> str:
     """The run as a script for the sqlite3 shell, for a copy of this database alone."""
-    tables = {name: rows for name, rows in run.sizes.items() if not name.startswith("sqlite_")}
     counts = " AND ".join(f"(SELECT count(*) FROM {quote(name)}) = {rows}"
-                          for name, rows in tables.items())
-    header = f"""-- {MADE_BY} {VERSION}: the run of {OUT.report["started"]} as a script
+                          for name, rows in run.sizes.items())
+    lines = [f"""-- {MADE_BY} {VERSION}: the run of {OUT.report["started"]} as a script
 .bail on
 PRAGMA foreign_keys = OFF;
 PRAGMA legacy_alter_table = ON;
 BEGIN IMMEDIATE;
 CREATE TEMP TABLE migration_guard
     (rows CONSTRAINT "this is not the database that the script was made from" CHECK (rows));
-INSERT INTO migration_guard SELECT group_concat(name) = {literal(",".join(sorted(tables)))} FROM (
-    SELECT name FROM main.sqlite_master WHERE type = 'table' AND rootpage > 0
-    AND name NOT GLOB 'sqlite_*' ORDER BY name);
-INSERT INTO migration_guard SELECT {counts};"""
-    lines = [header]
+INSERT INTO migration_guard SELECT count(*) = {len(run.sizes)} FROM main.sqlite_master
+    WHERE type = 'table' AND rootpage > 0 AND name NOT GLOB 'sqlite_*';
+INSERT INTO migration_guard SELECT {counts};"""]
     for sql in map(str.rstrip, run.db.script):
         lines.append(sql + ("\n;" if tokenize(sql)[-1].end < len(sql) else ";"))  # a comment
     return "\n".join([*lines, "COMMIT;", "SELECT 'Done: the database is migrated.';", ""])
 
 
 def write_file(path: str, text: str) -> None:
-    """Write a report or script; raises Stop where that fails."""
+    """Write a report or script, - for standard output; raises Stop where that fails."""
+    if path == "-":
+        OUT.stream = sys.stdout
+        return OUT.write(text, end="")
     try:
         with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.write(text)
@@ -2224,19 +2163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return wrong.status
     options.arguments, options.path, options.sample, status = arguments, "", False, 0
     OUT = Output(options)
-    report, found = OUT.report, OUT.report["database"]
+    report = OUT.report
     try:
-        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            raise Stop(f"SQLite {sqlite3.sqlite_version} is too old", 2, "3.34 or newer is needed")
-        OUT.database = found["path"] = options.path = find_database(options)
-        if not options.database:
-            options.arguments = [options.path, *arguments]
-        check_flags(options)
-        name_leftovers(options)
-        found["bytes_before"] = size_of(options.path)
-        (restore if options.restore else verify_database if options.verify else migrate)(options)
+        run_mode(options)
     except (Exception, KeyboardInterrupt) as error:  # whatever it is, the operator gets one line
-        stop = error if isinstance(error, Stop) else explain(error)
+        stop = error if isinstance(error, Stop) else interrupted() if SIGNALS else explain(error)
         status = stop.status
         clean = isinstance(error, (Stop, sqlite3.IntegrityError)) or is_locked(error)
         for what in ("backup", "kept_aside"):  # equal to the database; else a disk may be at fault
@@ -2247,23 +2178,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report["status"] = STATUSES.get(status, "interrupted")
         report["message"] = say_error(stop)
     report.update(exit_code=status, seconds=round(time.monotonic() - started, 3))
-    found["bytes_after"] = size_of(options.path)
+    report["database"]["bytes_after"] = size_of(options.path)
     if options.report and report["status"] not in ("usage", "cancelled"):
-        write_report(options.report)
+        try:
+            write_file(options.report, json.dumps(report, indent=2, default=repr) + "\n")
+        except Stop as stop:
+            OUT.write(f"warning: {stop}")
     return status
 
 
-def write_report(path: str) -> None:
-    """Write the report as JSON; a failure is by now no more than a warning."""
-    text = json.dumps(OUT.report, indent=2, default=repr) + "\n"
-    try:
-        if path == "-":
-            OUT.stream = sys.stdout
-            OUT.write(text, end="")
-        else:
-            write_file(path, text)
-    except Stop as stop:
-        OUT.write(f"warning: {stop}")
+def run_mode(options: argparse.Namespace) -> None:
+    """Check what was asked for, then do it."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise Stop(f"SQLite {sqlite3.sqlite_version} is too old", 2, "3.34 or newer is needed")
+    OUT.database = options.path = find_database(options)
+    if not options.database:
+        options.arguments = [options.path, *options.arguments]
+    check_flags(options)
+    name_leftovers(options)
+    OUT.report["database"] = {"path": options.path, "bytes_before": size_of(options.path)}
+    (restore if options.restore else verify_database if options.verify else migrate)(options)
 
 
 def say_error(stop: Stop) -> str:

@@ -25,8 +25,8 @@ def check_said(status, wanted, out, err):
     """No traceback, one line of error at most, and the exit status that was wanted."""
     assert "Traceback" not in out + err, out + err
     assert wanted is None or status == wanted, f"{status} instead of {wanted}: {out}{err}"
-    first = err.splitlines()[0] if err and status else ""
-    assert not status or first.startswith("error: ") or out.startswith("{"), err
+    assert not status or err.startswith("error: ") or out.startswith("{"), err
+    return Said(out, err)
 
 
 def run(*arguments, status=0):
@@ -37,8 +37,7 @@ def run(*arguments, status=0):
             found = product.main([str(argument) for argument in arguments])
         except SystemExit as end:
             found = end.code
-    check_said(found, status, out.getvalue(), err.getvalue())
-    return Said(out.getvalue(), err.getvalue())
+    return check_said(found, status, out.getvalue(), err.getvalue())
 
 
 def environment(**extra):
@@ -47,11 +46,10 @@ def environment(**extra):
     return {**{name: value for name, value in os.environ.items() if name not in dropped}, **extra}
 
 
-def start(*arguments, **options):
+def start(*arguments, python=sys.executable, script=SCRIPT, env=(), **options):
     """Start the script as an operator does."""
     return subprocess.Popen(
-        [options.pop("python", sys.executable), str(options.pop("script", SCRIPT)),
-         *map(str, arguments)], text=True, env=environment(**options.pop("env", {})),
+        [python, str(script), *map(str, arguments)], text=True, env=environment(**dict(env)),
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
            **options})
 
@@ -60,8 +58,7 @@ def process(*arguments, status=0, **options):
     """Run the script in a process of its own; what it said."""
     with start(*arguments, **options) as child:
         out, err = child.communicate(timeout=60)
-    check_said(child.returncode, status, out or "", err or "")
-    return Said(out, err)
+    return check_said(child.returncode, status, out or "", err or "")
 
 
 def digest(path):
@@ -87,29 +84,34 @@ def script(path, *statements, foreign_keys=False):
             connection.execute(*(sql if isinstance(sql, tuple) else (sql,)))
 
 
+def text_of(path, name):
+    """The CREATE statement of a table, index, view or trigger."""
+    return query(path, "SELECT sql FROM sqlite_master WHERE name = ?", name)[0][0]
+
+
 def rewrite(path, table, old, new):
     """Change the stored text of a table, as only writable_schema can."""
-    assert old in query(path, "SELECT sql FROM sqlite_master WHERE name = ?", table)[0][0]
+    assert old in text_of(path, table)
     script(path, "PRAGMA writable_schema = ON", (
         "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = ?", (old, new, table)))
 
 
-def content(path):
-    """Every row of every table with its rowid, as {table: {rowid: {column: value}}}."""
-    with contextlib.closing(sqlite3.connect(str(path))) as connection:
-        connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-        found = {}
-        for name, sql in connection.execute(
-                "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage > 0 "
-                "AND name NOT LIKE 'sqlite_stat%'").fetchall():
-            key = "NULL" if "WITHOUT ROWID" in sql.upper() else "rowid"
-            quoted = name.replace('"', '""')
-            cursor = connection.execute(f'SELECT {key}, * FROM "{quoted}"')
-            titles = [title[0].lower() for title in cursor.description][1:]
-            found[name.lower()] = {
-                at if row[0] is None else row[0]: dict(zip(titles, row[1:]))
-                for at, row in enumerate(cursor)}
-        return found
+def content(source):
+    """Every row of every table of a file or connection, as {table: {rowid: {column: value}}}."""
+    if not isinstance(source, sqlite3.Connection):
+        with contextlib.closing(sqlite3.connect(str(source))) as connection:
+            connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+            return content(connection)
+    found = {}
+    for name, sql in source.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage > 0 "
+            "AND name NOT LIKE 'sqlite_stat%'").fetchall():
+        key = "row_number() OVER ()" if "WITHOUT ROWID" in sql.upper() else "rowid"
+        quoted = name.replace('"', '""')
+        cursor = source.execute(f'SELECT {key}, * FROM "{quoted}"')
+        titles = [title[0].lower() for title in cursor.description][1:]
+        found[name.lower()] = {key: dict(zip(titles, row)) for key, *row in cursor}
+    return found
 
 
 def schema(path):
@@ -129,10 +131,9 @@ def assert_kept(before, after, changed=("root_id",)):
     for table, rows in before.items():
         assert rows.keys() == after[table].keys(), table
         for key, row in rows.items():
-            for column, value in row.items():
-                if column not in changed:
-                    now = after[table][key][column]
-                    assert (now, type(now)) == (value, type(value)), (table, key, column)
+            for column in row.keys() - {*changed}:
+                was, now = row[column], after[table][key][column]
+                assert (now, type(now)) == (was, type(was)), (table, key, column)
 
 
 # ---- the rule of root_id, in plain Python ----------------------------------------------------
@@ -161,31 +162,31 @@ def goal_roots(goals, links):
     return known
 
 
-LOOKUPS = {"metric_definitions": ["activity_id"], "split_definitions": ["activity_id"],
+PARENTS = {"metric_definitions": ["activity_id"], "split_definitions": ["activity_id"],
            "activity_instances": ["practice_session_id", "session_id"],
-           "metric_values": ["activity_instance_id"]}
+           "metric_values": ["activity_instance_id"], "session_metadata": ["session_id"]}
 RESORTS = {"activity_instances": "activity_definition_id", "metric_values": "metric_definition_id"}
 
 
-def derive(path):
+def derive(rows):
     """The root of every row by DESIGN.md section 4: {table: {rowid: root}}."""
-    rows = content(path)
     links = collections.defaultdict(list)
     for link in rows.get("practice_session_goals", {}).values():
         links[link["practice_session_id"]].append(link["short_term_goal_id"])
-    goals = goal_roots({row["id"]: row for row in rows["goals"].values()}, links)
-    known = dict(goals)  # ids are unique over all tables here
+    known = goal_roots({row["id"]: row for row in rows["goals"].values()}, links)
+    found = {"goals": {key: known.get(row["id"]) for key, row in rows["goals"].items()}}
+    # Ids are unique over all tables here.
     known.update({row["id"]: row["root_id"] for row in rows.get("sessions", {}).values()})
-    found = {"goals": {key: goals.get(row["id"]) for key, row in rows["goals"].items()}}
-    for table in TABLES[1:]:
+    for table in [*TABLES[1:], "session_metadata"]:
         found[table] = {}
         for key, row in rows.get(table, {}).items():
-            roots = [known.get(row.get(column)) for column in LOOKUPS.get(table, [])]
+            roots = [known.get(row.get(column)) for column in PARENTS.get(table, [])]
             roots += [row.get("root_id"), known.get(row.get(RESORTS.get(table)))]
-            found[table][key] = known[row["id"]] = next(filter(None, roots), None)
+            found[table][key] = known[row.get("id")] = next(filter(None, roots), None)
     return found
 
 
-def stored_roots(path):
-    rows = content(path)
-    return {table: {key: row["root_id"] for key, row in rows[table].items()} for table in TABLES}
+def stored_roots(rows):
+    """What is stored: {table: {rowid: root}}."""
+    return {table: {key: row["root_id"] for key, row in rows.get(table, {}).items()}
+            for table in [*TABLES, "session_metadata"]}

@@ -1,9 +1,9 @@
 """What an operator sees: the screens, the prompts, the exit status, whatever becomes of them."""
+import contextlib
 import io
 import os
 import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -12,43 +12,19 @@ import time
 
 import pytest
 from databases import build
-from helpers import (
-    SAMPLE,
-    SCRIPT,
-    digest,
-    environment,
-    folder_state,
-    process,
-    product,
-    query,
-    run,
-    script,
-    start,
-)
-from test_decisions import UNREPAIRABLE, UNTIDY
+from helpers import (SAMPLE, SCRIPT, digest, environment, folder_state, process, product, query,
+                     run, script, start)
+from test_decisions import TEMPLATE, UNREPAIRABLE, UNTIDY
 
 
-def clone(folder):
-    """The script and its sample, as in a fresh clone; the script's path."""
-    (folder / "fixtures").mkdir()
-    shutil.copy(SAMPLE, folder / "fixtures")
-    return shutil.copy(SCRIPT, folder)
-
-
-def test_a_rehearsal_of_a_fresh_clone_takes_the_sample(tmp_path):
-    before = digest(SAMPLE)
-    said = process("--dry-run", cwd=tmp_path, script=clone(tmp_path)).out
-    assert "bundled sample" in said and "untouched" in said
+def test_a_fresh_clone_rehearses_its_sample_with_nothing_but_the_standard_library(tmp_path):
+    (tmp_path / "fixtures").mkdir()
+    sample = shutil.copy(SAMPLE, tmp_path / "fixtures")
+    said = process("--dry-run", cwd=tmp_path, script=shutil.copy(SCRIPT, tmp_path)).out
+    assert "bundled sample" in said and "untouched" in said and len(said.splitlines()) <= 35
     assert re.findall(r"^\[\d/5\]", said, re.M) == [f"[{n}/5]" for n in range(1, 6)]
-    assert len(said.splitlines()) <= 35
-    assert digest(tmp_path / "fixtures" / "sample.db") == before
+    assert digest(sample) == digest(SAMPLE)
     assert os.listdir(tmp_path / "fixtures") == ["sample.db"]
-
-
-def test_the_file_stands_alone(tmp_path):
-    build(tmp_path / "goals.db")
-    shutil.copy(SCRIPT, tmp_path)
-    process("--dry-run", cwd=tmp_path, script=tmp_path / SCRIPT.name)
     imports = re.findall(r"^ *(?:import|from) (\w+)", SCRIPT.read_text(encoding="utf-8"), re.M)
     if hasattr(sys, "stdlib_module_names"):
         assert {*imports} <= {*sys.stdlib_module_names, "__future__"}
@@ -56,17 +32,13 @@ def test_the_file_stands_alone(tmp_path):
 
 def test_commands_that_are_printed_can_be_pasted(tmp_path):
     path = build(tmp_path / "it's mine.db")
-    said = process(path, "--dry-run").out
-    live = re.search(r"^To migrate: (.*)$", said, re.M)[1]
-    said = subprocess.run(live + " --yes", shell=True, check=True, capture_output=True,
-                          text=True).stdout
-    assert len(said.splitlines()) <= 40
-    for line in re.findall(r"^  (?:0 4 \* \* \* )?(/.*(?:--verify|--restore).*)$", said, re.M):
-        done = subprocess.run(line.replace("--restore", "--yes --restore"), shell=True,
-                              capture_output=True, text=True)
-        assert done.returncode == ("--restore" not in said and 0) or done.returncode in (0, 1)
-    assert said.count("--verify") == 2 and "0 4 * * *" in said and "-q >/dev/null" in said
-    assert "rows written from now on are not carried over" in said
+    live = re.search(r"^To migrate: (.*)$", process(path, "--dry-run").out, re.M)[1]
+    said = subprocess.check_output(f"{live} --yes", shell=True, text=True)
+    assert "rows written from now on are not carried over" in said and len(said.splitlines()) <= 40
+    commands = re.findall(r"^  (0 4 \* \* \* )?(/.*(?:--verify|--restore).*)$", said, re.M)
+    assert [bool(cron) for cron, _ in commands] == [False, False, True]
+    for _, line in reversed(commands):  # the undo at last
+        subprocess.check_call(line.replace("--restore", "--yes --restore"), shell=True)
 
 
 @pytest.mark.parametrize("generation", ["early", "production", "later"])
@@ -80,8 +52,7 @@ def test_nothing_is_wider_than_80_columns(tmp_path, generation, flags):
         script(path, *UNTIDY, *(UNREPAIRABLE[:1] if "--repair" not in flags else []))
     said = run(path, *flags, status=None)
     for line in (said.out + said.err).splitlines():
-        if not re.search("/[a-z]|SELECT|UPDATE|DELETE", line):
-            assert len(line) <= 80, line
+        assert len(line) <= 80 or re.search("/[a-z]|SELECT|UPDATE|DELETE", line), line
 
 
 # ---- on a terminal ----------------------------------------------------------------------------
@@ -89,30 +60,20 @@ def test_nothing_is_wider_than_80_columns(tmp_path, generation, flags):
 def converse(*arguments, answer=None, number=None, env=None, cwd=".", meanwhile=lambda: None,
              command=(sys.executable, str(SCRIPT))):
     """Run on a terminal, answer the question or send a signal; what was shown, and the status."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir(cwd)
-        os.execvpe(command[0], [*command, *arguments], environment(**(env or {})))
-    shown, deadline = b"", time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if select.select([terminal], [], [], 0.1)[0]:
-            try:
-                block = os.read(terminal, 4096)
-            except OSError:
-                break
-            if not block:
-                break
+    terminal, other = pty.openpty()
+    shown, asked = b"", False
+    with contextlib.suppress(OSError), subprocess.Popen(
+            [*command, *arguments], stdin=other, stdout=other, stderr=other, cwd=cwd,
+            env=environment(**(env or {})), preexec_fn=lambda: signal.alarm(20)) as child:
+        os.close(other)
+        while block := os.read(terminal, 4096):  # OSError: nobody has it open any more
             shown += block
-        if b"Type 'yes'" in shown and (answer or number):
-            meanwhile()
-            if number:
-                os.kill(child, number)
-            else:
-                os.write(terminal, answer)
-            answer = number = None
-    _, status = os.waitpid(child, 0)
+            if not asked and b"Type 'yes'" in shown:
+                asked = True
+                meanwhile()
+                child.send_signal(number) if number else os.write(terminal, answer)
     os.close(terminal)
-    return shown.decode(), os.WEXITSTATUS(status)
+    return shown.decode(), child.returncode
 
 
 def test_yes_migrates_and_anything_else_does_not(database):
@@ -124,23 +85,19 @@ def test_yes_migrates_and_anything_else_does_not(database):
     assert status == 0 and "is migrated" in shown
 
 
-def test_what_repair_changes_is_shown_before_the_question(database):
-    script(database, "INSERT INTO session_templates (id, root_id, name) VALUES ('t', 'goal-0-00', "
-           "'Template')")
-    shown, _ = converse(database, "--repair", answer=b"no\n")
-    assert 0 < shown.index("becomes 'Template (2)'") < shown.index("Type 'yes'")
-
-
 def test_what_comes_while_the_question_waits_is_not_written_over(database, tmp_path):
     kept = tmp_path / "kept.db"
     shown, status = converse(database, "--backup", str(kept), answer=b"yes\n",
                              meanwhile=lambda: kept.write_text("mine"))
     assert status == 2 and "exists already" in shown and kept.read_text() == "mine"
-    twin = "INSERT INTO session_templates (id, root_id, name) VALUES ('t', 'goal-0-00', 'Template')"
+    twins = [(TEMPLATE, (name, "goal-0-00", "Template", None)) for name in "tu"]
+    script(database, twins[0])
     shown, status = converse(database, "--repair", "--no-backup", answer=b"yes\n",
-                             meanwhile=lambda: script(database, twin))
+                             meanwhile=lambda: script(database, twins[1]))
+    assert 0 < shown.index("becomes 'Template (2)'") < shown.index("Type 'yes'")
     assert status == 1 and "others have written names" in shown
-    assert query(database, "SELECT name FROM session_templates WHERE id = 't'") == [("Template",)]
+    assert query(database, "SELECT DISTINCT name FROM session_templates WHERE id IN ('t', 'u')"
+                 ) == [("Template",)]
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
@@ -185,22 +142,17 @@ def test_a_long_step_shows_that_it_goes_on(monkeypatch, terminal, shown):
 @pytest.mark.parametrize("where", ["full", "closed pipe", "closed"])
 def test_the_status_tells_what_happened_to_the_database(database, arguments, status, where):
     """Not what became of standard output; and Python does not complain of that."""
-    if where == "closed pipe":
-        reader, writer = os.pipe()
+    reader, out = os.pipe() if where == "closed pipe" else (0, os.open("/dev/full", os.O_WRONLY))
+    if reader:
         os.close(reader)
-        options = {"stdout": writer}
-    elif where == "full":
-        options = {"stdout": os.open("/dev/full", os.O_WRONLY)}
-    else:
-        options = {"preexec_fn": lambda: os.close(1), "stdout": None}
-    with start(database, *arguments, **options) as child:
+    with start(database, *arguments, stdout=out,
+               preexec_fn=lambda: os.close(1) if where == "closed" else None) as child:
         said = child.stderr.read()
+    os.close(out)
     assert child.returncode == status, said
     assert "Exception" not in said and "Errno" not in said
     if arguments[0] == "--yes":
         assert query(database, "SELECT count(*) FROM migration_log") == [(1,)]
-    if options["stdout"]:
-        os.close(options["stdout"])
 
 
 def test_a_console_without_utf8_gets_ascii(tmp_path):

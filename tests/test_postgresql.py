@@ -1,53 +1,39 @@
 """Outgrowing SQLite: the README's way to PostgreSQL, against a real local server."""
 import glob
 import os
-import pwd
 import shutil
 import socket
 import subprocess
 import tempfile
 
 import pytest
-from databases import build
-from helpers import ROOT, TABLES, query, run
+from helpers import ROOT, TABLES, query
 from test_readme import blocks
 
 PROGRAMS = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+OWNER = "postgres" if os.getuid() == 0 else None  # it runs as no root
 PLAIN = dict(os.environ, LD_LIBRARY_PATH="")
 
 
-def missing():
-    if not shutil.which("pgloader"):
-        return "pgloader is not installed"
-    if not PROGRAMS:
-        return "no PostgreSQL server is installed"
-    if os.getuid() == 0 and "postgres" not in [entry.pw_name for entry in pwd.getpwall()]:
-        return "PostgreSQL runs as no root, and there is no user postgres"
-
-
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = pytest.mark.skipif(
+    not (PROGRAMS and shutil.which("pgloader")), reason="needs pgloader and a PostgreSQL server")
 
 
 @pytest.fixture
 def server():
     """A PostgreSQL server of its own on a free port; yields the port."""
     folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")
-    owner = pwd.getpwnam("postgres") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
-    os.chown(folder, owner.pw_uid, owner.pw_gid)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    def become():
-        if os.getuid() == 0:
-            os.setgid(owner.pw_gid)
-            os.setuid(owner.pw_uid)
-
     def control(program, *words):
         subprocess.run([os.path.join(PROGRAMS[-1], program), "-D", folder + "/data", *words],
-                       check=True, cwd=folder, env=PLAIN, preexec_fn=become,
+                       check=True, cwd=folder, env=PLAIN, user=OWNER,
                        stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
+    if OWNER:
+        shutil.chown(folder, OWNER)
     control("initdb", "-A", "trust", "-U", "postgres")
     control("pg_ctl", "-o", f"-p {port} -k {folder} -h 127.0.0.1", "-l", folder + "/log", "-w",
             "start")
@@ -63,18 +49,16 @@ def ask(port, sql, user="postgres", status=0):
     return done.stdout.strip() if status == 0 else done.stderr
 
 
-def test_a_migrated_file_loads_into_postgresql_with_constraints_and_row_security(tmp_path, server):
-    path = build(tmp_path / "goals.db")
-    run(path, "--yes", "--no-backup")
+def test_a_migrated_file_loads_into_postgresql_with_constraints_and_row_security(migrated, server):
     loaded = subprocess.run(
         ["pgloader", "--on-error-stop", ROOT / "tests" / "postgresql.load"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=str(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=os.path.dirname(migrated),
         env=dict(PLAIN, POSTGRES=f"postgresql://postgres@127.0.0.1:{server}/postgres",
-                 SQLITE=str(path), HOME=str(tmp_path), TMPDIR=str(tmp_path)))
+                 SQLITE=migrated, HOME=os.path.dirname(migrated)))
     assert loaded.returncode == 0 and "ERROR" not in loaded.stdout, loaded.stdout
     for table in TABLES:
         counted = f"SELECT count(*) FROM {table}"
-        assert int(ask(server, counted)) == query(path, counted)[0][0]
+        assert int(ask(server, counted)) == query(migrated, counted)[0][0]
     names = ask(server, "SELECT conname FROM pg_constraint UNION "
                         "SELECT indexname FROM pg_indexes").split()
     assert {"chk_metric_values_non_negative", "uq_session_templates_root_name", "fk_goals_root",
@@ -83,7 +67,7 @@ def test_a_migrated_file_loads_into_postgresql_with_constraints_and_row_security
     ask(server, "CREATE ROLE ada LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO ada; "
                 "INSERT INTO fractal_users VALUES ('goal-1-00', 'ada')")
     for table in TABLES:
-        own = query(path, f"SELECT count(*) FROM {table} WHERE root_id = 'goal-1-00'")[0][0]
+        own = query(migrated, f"SELECT count(*) FROM {table} WHERE root_id = 'goal-1-00'")[0][0]
         assert int(ask(server, f"SELECT count(*) FROM {table}", user="ada")) == own
         assert ask(server, f"SELECT DISTINCT root_id FROM {table}", user="ada") == "goal-1-00"
     ask(server, blocks("sql", "CREATE TABLE users")[0])
