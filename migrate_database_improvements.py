@@ -1539,12 +1539,9 @@ def private_file(final: str, like: str) -> Iterator[str]:
         with contextlib.suppress(PermissionError):  # where root runs this for the app
             os.chown(partial, os.stat(like).st_uid, os.stat(like).st_gid)
         sync(partial)
-        try:
-            os.link(partial, final)  # fails where the name is taken, as a rename would not
-        except FileExistsError:
-            raise Stop(f"{final} exists already", 2, "name a new file") from None
-        except OSError:              # no hard links here
-            os.rename(partial, final)
+        if os.path.lexists(final):
+            raise Stop(f"{final} exists already", 2, "name a new file")
+        os.rename(partial, final)
         sync(os.path.dirname(final))
     finally:
         for end in ("", *SIDE_FILES):
@@ -1572,16 +1569,14 @@ def back_up(run: Run, final: str | None) -> Callable[[], None]:
             copy_to_file(source, partial, "backup")
     OUT.report["backup"] = final
     OUT.end(f"{mebibytes(os.path.getsize(final))}, is checked during what follows")
-    return ThreadPoolExecutor(1).submit(check_backup, final, run.sizes).result
+    return ThreadPoolExecutor(1).submit(check_backup, final).result
 
 
-def check_backup(path: str, rows: dict[str, int]) -> None:
-    """Raise Stop if a backup is damaged or has not these numbers of rows."""
+def check_backup(path: str) -> None:
+    """Raise Stop if a backup is damaged: so is the database, of which it is a copy."""
     with contextlib.closing(connect(path, "ro&immutable=1")) as db:
         db.set_progress_handler(lambda: bool(SIGNALS), 10_000)
-        said = damage(db) or ("" if row_counts(db) == rows else "rows are missing")
-    if said:
-        raise Stop(f"the backup is damaged, and so may the database be: {said}", 1, RESTORE)
+        check_sound(db)
 
 
 def check_space(*needs: tuple[str, int]) -> str:
@@ -1653,7 +1648,7 @@ def say_what_is_lost(source: Database, options: argparse.Namespace) -> None:
     stamp = re.search(r"\.backup-(\d{8}T\d{6})Z", options.restore)  # a copy has a date of its own
     made = (calendar.timegm(time.strptime(stamp[1], "%Y%m%dT%H%M%S")) if stamp else
             os.stat(options.restore).st_mtime)
-    OUT.title(f"Restore {options.restore}\nin place of {options.path}")
+    OUT.say(f"Restore {options.restore}\nin place of {options.path}")
     OUT.say(f"  the backup is {(time.time() - made) / 3600:,.1f} hours old, and "
             + ("migrated" if last_log(source) else "not migrated"))
     if not os.path.exists(options.path) or not os.path.getsize(options.path):
@@ -1741,10 +1736,6 @@ class Output:
         if always or not self.quiet:
             self.write(text)
 
-    def title(self, text: str) -> None:
-        plain = not self.terminal or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        self.say(text if plain else f"\033[1m{text}\033[0m")
-
     def begin(self, step: str) -> None:
         self.step, self.started, self.doing = step, time.monotonic(), ""
 
@@ -1789,7 +1780,7 @@ SURVEYS = 6  # a run takes this many times what its survey took, as measured
 
 def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
     """Say what the run would do, before anything happens."""
-    OUT.title("Plan                        rows new columns     to fill  to correct  recreate")
+    OUT.say("Plan                        rows new columns     to fill  to correct  recreate")
     for name, columns in run.missing.items():
         how = "create" if name not in run.schema else "yes" if name in run.recreate else "no"
         rows, fill, correct = (by.get(name, 0) for by in (run.rows, run.filled, run.corrected))
@@ -1816,13 +1807,13 @@ def check_decisions(run: Run) -> None:
     OUT.report["decisions"] = [one._asdict() for one in run.findings]
     OUT.report["repairs"] = run.renames if repair else []
     if run.findings:
-        OUT.title("Decisions")
+        OUT.say("Decisions")
     for one in run.findings:
         OUT.say(f"  {one.name}: {one.kind}, {count(one.rows, 'row')}\n"
                 f"    first    {shorten(one.ids)}\n    show     {one.query}\n    resolve  "
                 + "\n          or ".join(one.resolve), always=one in left)
     if OUT.report["repairs"]:
-        OUT.title("Repairs")
+        OUT.say("Repairs")
     for one in OUT.report["repairs"]:
         OUT.say(f"  {one['table']} {one['id']!r:.50}\n    {one['before']!r:.70}\n"
                 f"    becomes {one['after']!r:.68}")
@@ -1948,7 +1939,7 @@ def work(options: argparse.Namespace, path: str, space: str, backup: str | None)
     with contextlib.closing(connect(path, "rw", options.timeout)) as db:
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         db.execute(f"PRAGMA temp.cache_size = -{CACHE_KIB}")
-        OUT.title(f"{'Rehearse' if options.dry_run else 'Migrate'} {options.path}")
+        OUT.say(f"{'Rehearse' if options.dry_run else 'Migrate'} {options.path}")
         OUT.say(f"  {mebibytes(size_of(path))}, journal mode {db.value('PRAGMA journal_mode')}; "
                 f"script {VERSION}, SQLite {sqlite3.sqlite_version}")
         OUT.begin("Check the file")
@@ -2099,13 +2090,12 @@ def check_file(name: str, path: str, files: Sequence[str]) -> str:
 
 def may_write(path: str) -> bool:
     """Whether a report or script may be written here: what is there, if anything, is one."""
-    head = b""
-    if os.path.isfile(path) and os.access(path, os.R_OK):
-        with open(path, "rb") as file:
-            head = file.read(100)
-    there = path if os.path.exists(path) else os.path.dirname(path)
+    if not os.path.isfile(path):
+        return os.access(path if os.path.exists(path) else os.path.dirname(path), os.W_OK)
+    with open(path, "rb") as file:
+        head = file.read(100)
     ours = re.match(rb'(\{\n  "made_by": "|-- )' + MADE_BY.encode(), head)
-    return os.access(there, os.W_OK) and bool(ours or not head)
+    return os.access(path, os.W_OK) and bool(ours or not head)
 
 
 def script_text(run: Run) -> str:
