@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -110,6 +111,9 @@ def test_lists_without_order_by_keep_their_order(tmp_path, generation, flags):
     names = query(path, "SELECT name FROM sqlite_master WHERE type = 'index' "
                         "AND tbl_name = 'goals' AND sql > '' ORDER BY rowid")
     assert names == [(name,) for name, of in product.INDEXED_TABLE.items() if of == "goals"]
+    order = [*product.INDEXES.values()]
+    for on in order:  # the plain index of a column is younger: the planner takes it
+        assert order.index(on) <= order.index(re.sub(r" \((\w+).*", r" (\1)", on)), on
 
 
 @pytest.mark.parametrize("generation", ["early", "production", "models", "later"])

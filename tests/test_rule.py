@@ -180,17 +180,19 @@ def test_a_goal_below_itself_is_refused(app):
 def test_a_subtree_moves_with_its_sessions_instances_and_values(app):
     """Whether a session is linked or has a parent."""
     app.execute(GOAL, ("s", SESSION, None))
-    for session in ("s", "session-0-0"):
+    for session, unlink in (
+            ("s", "DELETE FROM practice_session_goals"),
+            ("session-0-0", "UPDATE practice_session_goals SET practice_session_id = 'goal-0-13'")):
         app.execute("UPDATE activity_instances SET practice_session_id = ? WHERE rowid = 1",
                     [session])
         assert root(app, "metric_values", "value-00001-0") == root(app, "goals", session)
-        for goal in ("goal-1-03", "goal-2-03"):
+        for goal in ("s", "goal-1-03", "goal-2-03"):
             app.execute(LINK, ("s", goal))
         assert root(app, "goals", "s") == "goal-1-00"
-        app.execute("DELETE FROM practice_session_goals WHERE short_term_goal_id = 'goal-1-03'")
+        app.execute(f"{unlink} WHERE short_term_goal_id = 'goal-1-03'")
         assert root(app, "goals", "s") == "goal-2-00"
         app.execute("UPDATE practice_session_goals SET short_term_goal_id = 'goal-0-03' "
-                    "WHERE practice_session_id = 's'")
+                    "WHERE short_term_goal_id = 'goal-2-03'")
         for parent, now in (("goal-1-02", "goal-1-00"), (None, "goal-0-03"),
                             ("goal-0-00", "goal-0-00")):
             app.execute("UPDATE goals SET parent_id = ?, root_id = root_id "
