@@ -21,8 +21,8 @@ KINDS = ["kill", "signal", "error", "disk", "writer"]
 
 def put(original, path):
     """A copy of the original at `path`, and nothing beside it of an earlier run."""
-    for file in path.parent.glob(path.name + "*"):
-        file.unlink()
+    for left in path.parent.glob(path.name + "*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     shutil.copy(original, path)
 
 
