@@ -178,8 +178,9 @@ def test_a_goal_below_itself_is_refused(app):
 
 
 def test_a_subtree_moves_with_its_sessions_instances_and_values(app):
-    """Whether a session is linked or has a parent."""
-    app.execute(GOAL, ("s", SESSION, None))
+    """Whether a session is linked or has a parent, and in whatever order SQLite takes the rows."""
+    for goal in (("s", SESSION, None), ("z", "Step", "goal-0-03"), ("a", "Step", "z")):
+        app.execute(GOAL, goal)
     for session, unlink in (
             ("s", "DELETE FROM practice_session_goals"),
             ("session-0-0", "UPDATE practice_session_goals SET practice_session_id = 'goal-0-13'")):
@@ -198,6 +199,7 @@ def test_a_subtree_moves_with_its_sessions_instances_and_values(app):
             app.execute("UPDATE goals SET parent_id = ?, root_id = root_id "
                         "WHERE id = 'goal-0-03'", [parent])
             assert root(app, "metric_values", "value-00001-0") == root(app, "goals", "s") == now
+            assert root(app, "goals", "a") == now
         app.execute("DELETE FROM practice_session_goals WHERE practice_session_id = 's'")
     assert broken(app) == []
 
