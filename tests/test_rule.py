@@ -179,8 +179,9 @@ def test_a_goal_below_itself_is_refused(app):
 
 def test_a_subtree_moves_with_its_sessions_instances_and_values(app):
     """Whether a session is linked or has a parent, and in whatever order SQLite takes the rows."""
-    for goal in (("s", SESSION, None), ("z", "Step", "goal-0-03"), ("a", "Step", "z")):
+    for goal in (("s", SESSION, None), ("a", "Step", "goal-0-03"), ("z", "Step", "goal-0-03")):
         app.execute(GOAL, goal)
+    app.execute("UPDATE goals SET parent_id = 'z' WHERE id = 'a'")
     for session, unlink in (
             ("s", "DELETE FROM practice_session_goals"),
             ("session-0-0", "UPDATE practice_session_goals SET practice_session_id = 'goal-0-13'")):
