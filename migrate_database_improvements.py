@@ -1214,8 +1214,9 @@ def create_indexes(run: Run) -> str:
     db.execute(f"PRAGMA cache_size = -{SORT_KIB}")
     for sql in run.owners["index"]:
         db.change(sql)
-    for number, (name, sql) in enumerate({**now.indexes, **now.others}.items()):
-        OUT.progress("index", number, len(now.indexes))
+    objects = {**now.indexes, **now.others}
+    for number, (name, sql) in enumerate(objects.items()):
+        OUT.progress("object", number, len(objects))
         kind = sql.split(name)[0].split()[-1]
         if kind != "TABLE":
             db.change(f"DROP {kind} IF EXISTS {name}")
@@ -1255,7 +1256,7 @@ def verify(run: Run) -> str:
     if faults:
         raise Fault("verification found a fault: " + "; ".join(faults[:5]), 1,
                     "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
-    check_sound(db)
+    check_sound(db, "quick_check" if run.recreate else "integrity_check")  # old indexes may lie
     note_references(run)
     return "schema, roots, rows, integrity are right"
 
@@ -1266,10 +1267,13 @@ def schema_faults(run: Run, before: dict[str, str]) -> Iterator[str]:
     OUT.report["checks"] = [check for check, (_, expression) in ALL_CHECKS.items()
                             if f"CONSTRAINT {check} CHECK ({expression})" in texts]
     yield from run.differences
+    broken: dict[str, str] = {}
     for statement, why in not_compiling(run.db).items():
         # Our triggers fire those of other tables: what was broken there is so in more statements.
         if statement not in before and (statement[:6] == "SELECT" or why not in before.values()):
-            yield f"{statement} does not compile any more: {why}"
+            broken.setdefault(statement.split(" ", 1)[1],
+                              f"{statement} does not compile any more: {why}")
+    yield from broken.values()
     for name, on in {} if run.differences else INDEXES.items():
         # A query for one fractal or one parent finds its index; else SQLite refuses to compile it.
         table, column, where = re.split(r" \((\w+).*?\)", on)
@@ -1350,7 +1354,8 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 def read_head(path: str) -> bytes:
     """How a file begins; raises Stop unless it is a database."""
     if not isfile(path) or not getsize(path):
-        raise Stop(f"{path} is no file, or empty: no such database", 2, "name the app's own")
+        raise Stop(f"{path} is no file, or empty: no such database", 2,
+                   "name the app's own, or a backup of it")
     with open(path, "rb") as file:
         head = file.read(100)
     if not head.startswith(b"SQLite format 3\0"):
@@ -1466,6 +1471,13 @@ def check_places(options: argparse.Namespace, backup: str | None, copy: bool) ->
     return said
 
 
+def free_name(path: str, word: str) -> str:
+    """`path` with a word and the time in UTC: of the next second, where that name is taken."""
+    while lexists(name := f"{path}.{word}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"):
+        time.sleep(0.1)
+    return name
+
+
 def restore(options: argparse.Namespace) -> None:
     """Put a backup in place of DATABASE, whose content is kept aside."""
     path, backup, OUT.database = options.path, options.restore, options.restore
@@ -1527,7 +1539,7 @@ def put_back(source: Database, options: argparse.Namespace) -> None:
         db.execute("BEGIN EXCLUSIVE")
         db.execute("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
         db.execute("PRAGMA journal_mode = DELETE")  # the page size may be another in the backup
-        aside = f"{options.path}.replaced-{OUT.stamp}"
+        aside = free_name(options.path, "replaced")
         with private_file(aside, options.path) as partial:
             copy_to_file(db, partial, "keep aside")
         OUT.report["kept_aside"] = aside
@@ -1553,9 +1565,10 @@ class Output:
         self.stream = sys.stderr if options.report == "-" else sys.stdout
         asks = not (options.yes or options.dry_run or options.output or options.verify)
         self.quiet, self.verbose = options.quiet and not asks, options.verbose
-        self.terminal = bool(self.stream and self.stream.isatty()) and not self.quiet
-        self.step, self.doing, self.shown, self.width = "", "", 0.0, 0
-        self.started, self.stamp = time.monotonic(), time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self.terminal = bool(self.stream and self.stream.isatty()) and not self.quiet and (
+            os.environ.get("TERM") != "dumb")
+        self.step, self.started, self.doing = "Open the file", time.monotonic(), ""
+        self.shown, self.width = 0.0, 0
         self.committed = False  # what is done is done for good
         self.database = ""      # as the operator knows it, whatever copy is worked on
         self.report: dict[str, Any] = {
@@ -1677,14 +1690,17 @@ def confirm(options: argparse.Namespace, verb: str) -> None:
     if not sys.stdin or not sys.stdin.isatty():
         raise Stop("no terminal to ask on", 2, "add --yes")
     OUT.say(f"Type 'yes' to {verb} {options.path}: ", always=True, end="")
-    while not select.select([sys.stdin], [], [], 0.1)[0]:
-        check_interrupt()
-    if sys.stdin.readline().strip() != "yes":
+    while not (SIGNALS or select.select([sys.stdin], [], [], 0.1)[0]):
+        pass
+    answer = "" if SIGNALS else sys.stdin.readline()
+    OUT.say("", always=True, end="" if answer else "\n")
+    check_interrupt()
+    if answer.strip() != "yes":
         raise Stop("cancelled, as the answer was not the word yes", 0)
 
 
 STATUSES = {0: "cancelled", 1: "failed", 2: "usage", 3: "decision", 4: "locked"}
-AWAY = "move it away with its -wal and -journal and restore a backup"
+AWAY = "move it away with its -wal and -journal, and restore another backup"
 EXPLANATIONS = [
     (" is locked", "DATABASE is locked by another process", 4,
      "stop the app (find it with fuser -v DATABASE), or give a longer --timeout"),
@@ -1730,8 +1746,8 @@ def say_result(options: argparse.Namespace) -> None:
         if backup := report["backup"]:
             OUT.say(f"Backup: {backup}\nUndo; rows written from now on are not carried over:\n"
                     f"  {command(path, '--restore', backup)}")
-        OUT.say(f"Check, now and (by crontab) every night:\n  {verify}\n"
-                f"  0 4 * * * {verify} -q >/dev/null".replace("%", "\\%"))
+        OUT.say(f"Check, now and (by crontab) every night:\n  {verify}")
+        OUT.say(f"  0 4 * * * {verify} -q >/dev/null".replace("%", "\\%"))
 
 
 # ==== 9. The command line ==============================================================
@@ -1740,7 +1756,7 @@ def migrate(options: argparse.Namespace) -> None:
     """Migrate live, as a rehearsal (--dry-run) or into a new file (--output)."""
     read_head(options.path)
     copy = bool(options.dry_run or options.output)
-    planned = options.backup or f"{options.path}.backup-{OUT.stamp}"
+    planned = options.backup or free_name(options.path, "backup")
     planned = None if options.no_backup else planned
     backup, space = None if copy else planned, check_places(options, planned, copy)
     with (snapshot(options) if copy else nullcontext(options.path)) as path, closing(
@@ -1799,8 +1815,8 @@ def verify_database(options: argparse.Namespace) -> None:
         again = f"migrating again mends schema and roots: {command(options.path, *repair)}"
         if all("not compile" in fault for fault in faults):
             again = "mend the view or trigger that does not compile"
-        raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:80]}", 1, "as below",
-                   "\n".join([*faults, again]))
+        raise Stop(f"{count(len(faults), 'fault')}: {faults[0][:80]}", 1,
+                   "the last line says what to do", "\n".join([*faults, again]))
     OUT.end("schema and roots are right")
     OUT.report["status"] = "done"
     how = "migrated and consistent"
@@ -1813,11 +1829,13 @@ def verify_database(options: argparse.Namespace) -> None:
 def new_file(text: str) -> str:
     """The real path of a file to be made."""
     path = realpath(text)
-    if text in ("", "-") or path.endswith(SIDE_FILES) or any(
-            lexists(path + end) for end in ("", *SIDE_FILES)):
-        raise argparse.ArgumentTypeError(f"{path} is no name, or it or its -wal is there")
-    if not os.access(dirname(path), os.W_OK):
-        raise argparse.ArgumentTypeError(f"no such folder to write in: {dirname(path)}")
+    why = ("is no name for a file" if text in ("", "-") or path.endswith(SIDE_FILES) else
+           "is there, or its -wal: name a new file"
+           if any(lexists(path + end) for end in ("", *SIDE_FILES)) else
+           "can't be made: no such folder, or no permission"
+           if not os.access(dirname(path), os.W_OK) else "")
+    if why:
+        raise argparse.ArgumentTypeError(f"{path} {why}")
     return path
 
 
@@ -1828,7 +1846,7 @@ def own_file(text: str) -> str:
         return path if exists(path) and not isdir(path) else new_file(text)
     with open(path, "rb") as file:
         if not re.match(rb'(\{\n  "made_by": "|-- )%s|$' % MADE_BY.encode(), file.read(100)):
-            raise argparse.ArgumentTypeError(f"{path} was not made by this script")
+            raise argparse.ArgumentTypeError(f"{path} is another's file, and stays as it is")
     return path
 
 
@@ -1962,7 +1980,9 @@ def run_mode(options: argparse.Namespace) -> None:
     files = [path, options.output, options.restore, options.backup, options.report, options.sql]
     named = [*filter(None, files)]
     for wrong, why in (
-            ((options.verify or options.restore) and (options.repair or options.sql)
+            ((options.verify or options.restore) and any(
+                (options.repair, options.sql, options.backup, options.extra,
+                 options.skip_constraint, options.without_constraints))
              or options.output and options.backup, "these flags don't go together"),
             (len({*named}) < len(named), "two of the files are the same"),
             (not 0 <= options.timeout < 1e6, "--timeout takes 0 to 999999 seconds"),
