@@ -878,8 +878,8 @@ def refuse_names(run: Run) -> None:
         reserved |= {"migration_log", *VERSION_1_TRIGGERS, *triggers(run.schema)}
     for kind, name, table, sql in run.db.rows(
             "SELECT type, lower(name), lower(tbl_name), sql FROM sqlite_master"):
-        elsewhere = kind != "trigger" and table != INDEXED_TABLE.get(name, table)
-        if name in reserved and sql != run.others.get(name) or elsewhere:
+        of_index = name in INDEXED_TABLE and (kind, table) != ("index", INDEXED_TABLE[name])
+        if of_index or name in reserved and sql != run.others.get(name):
             raise Stop(f"the {kind} {name} has a name that the migration needs", 1, "rename it")
         if re.search("[\ud800-\udfff]", f"{name}{sql}"):
             raise Stop(f"the CREATE statement of the {kind} {name} is not UTF-8", 1,
@@ -1409,6 +1409,8 @@ def private_file(final: str, like: str) -> Iterator[str]:
         path = os.path.join(private, "copy.db")
         yield path
         if like:
+            if exists(path + "-wal"):  # SQLite keeps quiet where it can't write this back
+                raise Stop(f"{final} is not written: the disk is full", 1, "make room")
             with suppress(PermissionError):  # where root runs this for the app
                 os.chown(path, os.stat(like).st_uid, os.stat(like).st_gid)
             if lexists(final):
@@ -1453,9 +1455,9 @@ def check_backup(path: str) -> None:
 def check_places(options: argparse.Namespace, backup: str | None, copy: bool) -> str:
     """Raise Stop where a run could not write what it must; else say the disk it needs."""
     path, temporary = options.path, os.path.join(tempfile.gettempdir(), SNAPSHOT)
-    needs = [(path, 4), (temporary, 1), (backup or path, 1 if backup else 0)]
+    needs = [(path, 5), (temporary, 1), (backup or path, 1 if backup else 0)]
     if copy:
-        needs = [(options.output or temporary, 5)]
+        needs = [(options.output or temporary, 6)]
     folders = [dirname(file) for file, _ in needs]
     for place in folders if copy else [path, *folders]:
         if not os.access(place, os.W_OK):
@@ -1538,12 +1540,12 @@ def put_back(source: Database, options: argparse.Namespace) -> None:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN EXCLUSIVE")
         db.execute("COMMIT")  # the lock stays (https://sqlite.org/pragma.html#pragma_locking_mode)
-        db.execute("PRAGMA journal_mode = DELETE")  # the page size may be another in the backup
         aside = free_name(options.path, "replaced")
-        with private_file(aside, options.path) as partial:
-            copy_to_file(db, partial, "keep aside")
-        OUT.report["kept_aside"] = aside
         try:
+            db.execute("PRAGMA journal_mode = DELETE")  # the page size may be another
+            with private_file(aside, options.path) as partial:
+                copy_to_file(db, partial, "keep aside")
+            OUT.report["kept_aside"] = aside
             db.execute("PRAGMA locking_mode = NORMAL")  # the lock ends with the next transaction
             copy_pages(source, db, "restore")
             commit()
@@ -1633,8 +1635,6 @@ def show_plan(run: Run, seconds: float, space: str, backup: str | None) -> None:
         how = "create" if name not in run.schema else "yes" if name in run.recreate else "no"
         rows, (fill, correct) = run.sizes.get(name, 0), run.roots.get(name, (0, 0))
         OUT.say(f"  {name:20}{rows:10,}{len(columns):12}{fill:12,}{correct:12,}{how:>10}")
-        OUT.report["tables"][name] = {"rows": rows, "new_columns": columns, "filled": fill,
-                                      "corrected": correct, "recreated": how == "yes"}
     OUT.say(f"  {count(len(run.indexes), 'index', 'indexes')}, "
             f"triggers that keep root_id right; it takes about {seconds * 6 + 0.1:,.1f} s\n"
             f"  disk    {space}\n  backup  {backup or 'none'}\n"
@@ -1652,6 +1652,11 @@ def check_decisions(run: Run) -> None:
     left = [one for one in run.findings if not (one.repairable and repair)]
     OUT.report["decisions"] = [one._asdict() for one in run.findings]
     OUT.report["repairs"] = run.renames if repair else []
+    for name, columns in run.missing.items():
+        fill, correct = run.roots.get(name, (0, 0))
+        OUT.report["tables"][name] = {
+            "rows": run.sizes.get(name, 0), "new_columns": columns, "filled": fill,
+            "corrected": correct, "recreated": name in run.recreate and name in run.schema}
     for one in run.findings:
         OUT.say(f"  {one.name}: {one.kind}, {count(one.rows, 'row')}\n"
                 f"    first    {shorten(one.ids)}\n    show     {one.query}\n    resolve  "

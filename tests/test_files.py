@@ -186,8 +186,8 @@ def test_a_full_disk_changes_nothing(tmp_path, kilobytes):
 
 
 def test_too_little_space_is_said_with_numbers_before_anything(database, monkeypatch):
-    """A live run needs six times the database's size, a rehearsal five."""
-    usage = shutil.disk_usage("/")._replace(free=os.path.getsize(database) * 11 // 2)
+    """A live run needs seven times the database's size, a rehearsal six."""
+    usage = shutil.disk_usage("/")._replace(free=os.path.getsize(database) * 13 // 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     before = folder_state(database)
     said = run(database, "--yes", status=1).err

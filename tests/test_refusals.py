@@ -50,6 +50,8 @@ REFUSED = [  # statements, what is named, why, the way out
     ("CREATE VIEW idx_goals_root_id AS SELECT 1", "view idx_goals_root_id; has a name; rename it"),
     ("CREATE TRIGGER trg_goals_follow AFTER UPDATE ON goals BEGIN SELECT 1; END",
      "trigger trg_goals_follow; has a name that the migration needs; rename it"),
+    ("CREATE TRIGGER idx_goals_type AFTER UPDATE ON goals BEGIN SELECT 1; END",
+     "trigger idx_goals_type; has a name; rename it"),
     ("CREATE TABLE migration_log (mine)", "table migration_log; has a name; rename it"),
     ("CREATE VIEW odd AS SELECT 'x'; PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = "
      "CAST(x'435245415445205649455720206f64642041532053454c4543542027e927' AS TEXT) "
