@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.9"
-# dependencies = []
-# ///
 """Migrate the SQLite database of Fractal Goals in one safe run.
 
 A *fractal* is one goal tree, named by its root goal. Each row of the app's eight tables gets
@@ -20,7 +16,6 @@ as data, section 2 the rule of root_id as SQL; `migrate_in_transaction` is the r
 from __future__ import annotations
 
 import argparse
-import functools
 import glob
 import json
 import os
@@ -37,14 +32,13 @@ import urllib.parse
 from collections import namedtuple
 from contextlib import closing, contextmanager, nullcontext, suppress
 from os.path import abspath, dirname, exists, getsize, isdir, isfile, lexists, realpath
-from typing import Any, Callable, Iterator, NoReturn, Sequence
+from typing import Any, Callable, Iterable, Iterator, NoReturn, Sequence
 
 VERSION = "2.0.0 (2026-11-26)"
-OLDEST_SQLITE = (3, 34, 0)
 
 # ==== 1. The target, as data (DESIGN.md section 3) =====================================
 
-# NULL and a column left out become '', for a trigger to fill.
+# NULL and a column left out become '', for a trigger to fill or a check to refuse.
 NOT_EMPTY = "NOT NULL ON CONFLICT REPLACE DEFAULT ''"
 IN_GOALS = "REFERENCES goals(id) ON DELETE CASCADE"
 NOW = "DATETIME DEFAULT CURRENT_TIMESTAMP"
@@ -105,11 +99,10 @@ MIGRATION_LOG = """CREATE TABLE IF NOT EXISTS migration_log (
     id INTEGER PRIMARY KEY, run_at DATETIME NOT NULL, script_version VARCHAR NOT NULL,
     sqlite_version VARCHAR NOT NULL, report TEXT NOT NULL
 )"""
-REFERENCE = re.compile(r"REFERENCES (\w+)\(id\)(?: ON DELETE (\w+))?")
-REFERENCES = [(table, column, REFERENCE.search(declared)[1])  # type: ignore[index]
+REFERENCES = [(table, column, declared.partition("REFERENCES ")[2].partition("(")[0])
               for table, columns in TABLES.items() for column, declared in columns.items()
               if "REFERENCES" in declared]
-# A REFERENCES above takes effect where the column is new; of those that exist, only these get it.
+# A column that exists keeps its references; only these two get ours, where they have none.
 ADDED_REFERENCES = {("activity_definitions", "group_id"), ("metric_values", "split_definition_id")}
 
 # Whose root a row has: the first of these (column, table) that names a row. Other tables keep
@@ -131,7 +124,6 @@ PARENT_TABLES = {parent for pairs in [*PARENTS.values(), *LAST_RESORTS.values()]
 LINKS = "practice_session_goals"  # of sessions to goals: practice_session_id, short_term_goal_id
 # The tables with a root_id to keep right -> the column that names a row of theirs.
 ROOTED = {**dict.fromkeys(TABLES, "id"), "session_metadata": "session_id"}
-EXTRAS = ("targets", "session-metadata", "audit-log")  # made where --extra asks for them
 RECOVERED = "recovered-by-migration"  # the goal that --repair makes for rows without any root
 
 # name -> table, expression. julianday() and date() compare times in any notation. A deadline is a
@@ -199,12 +191,11 @@ INDEXED_TABLE = {**{name: table for name, (table, _) in UNIQUE_NAMES.items()},
 
 # What version 1 left, to be replaced: exactly these triggers and this check.
 VERSION_1_TRIGGERS = {f"trg_{table}_{kind}" for table, kinds in [
-    *((table, "fill guard move adopt follow orphan") for table in [*TABLES][:8]),
+    *((table, "fill guard move adopt follow orphan") for table in TABLES),
     ("sessions", "adopt follow orphan"), ("practice_session_goals", "insert update delete"),
     ("goals", "refill guard_insert guard_update cycle_insert cycle_update subtree session_subtree"
      " sessions unlink")] for kind in kinds.split()}
 VERSION_1_DEADLINE = f"CONSTRAINT {DEADLINE} CHECK (date(deadline) >= date(created_at))"
-
 
 
 # ==== 2. The rule of root_id (DESIGN.md section 4), once, as SQL: `rule` ===============
@@ -258,7 +249,7 @@ def derive(db: Database, schema: Schema, otherwise: str = "NULL") -> None:
     """Fill the FOUND tables. Tables are scanned, as an index might lie. Rows without any root get
     the SQL `otherwise`; but a goal that no rule reaches has none."""
     derive_goals(db, schema)
-    names = [name for name in ("sessions", *ROOTED) if name in schema]
+    names = schema.having(["sessions", *ROOTED])
     rooted = [name for name in names if schema.has(name, "root_id")]
     roots = [f"UNION SELECT CAST(root_id AS TEXT) FROM {name} NOT INDEXED" for name in rooted]
     temp_table(db, "migration_roots", "(id TEXT UNIQUE CHECK (id <> ''))",
@@ -266,11 +257,11 @@ def derive(db: Database, schema: Schema, otherwise: str = "NULL") -> None:
     db.change(f"UPDATE {KNOWN}goals SET root_id = {number_of('root_id')}")
     for name in names:
         stored = number_of("CAST(c.root_id AS TEXT)") if name in rooted else "NULL"
-        root = rule(schema, name, "c", stored, KNOWN)
-        if name in ROOTED:
-            root = f"COALESCE({root}, {otherwise})"
         if name == "goals":
             root = f"(SELECT root_id FROM {KNOWN}goals q WHERE q.id = c.id)"
+        else:
+            resort = otherwise if name in ROOTED else "NULL"
+            root = f"COALESCE({rule(schema, name, 'c', stored, KNOWN)}, {resort})"
         # LIMIT keeps SQLite from looking the root up again for each mention of it.
         temp_table(db, FOUND + name, "(key INTEGER PRIMARY KEY, root, stored)", f"""
             SELECT * FROM (SELECT c.rowid, {root} AS root, {stored} AS stored
@@ -324,7 +315,7 @@ def audit(db: Database) -> Iterator[str]:
     """A line for each table with rows whose stored root the rule contradicts: read from what is
     stored, not from what `derive` found."""
     schema = read_schema(db)
-    for name in filter(schema.__contains__, ROOTED):
+    for name in schema.having(ROOTED):
         join, root = "", "NULL"
         for column, parent in schema.pairs(PARENTS, name)[:1]:  # what most have, in less time
             join, root = f"LEFT JOIN {parent} q ON q.id = +c.{column}", "NULLIF(q.root_id, '')"
@@ -368,7 +359,7 @@ def triggers(schema: Schema) -> dict[str, str]:
 
 def own_roots(schema: Schema) -> Iterator[tuple[Any, ...]]:
     """What keeps a row's own root right: fill, guard and move."""
-    for name in filter(schema.__contains__, PARENTS):
+    for name in schema.having(PARENTS):
         columns = ", ".join(column for column, _ in schema.pairs(PARENTS, name))
         want, before = rule(schema, name, "NEW"), rule(schema, name, "NEW", "OLD.root_id")
         wrong = f"COALESCE(NEW.root_id, '') IS NOT {want}"
@@ -480,12 +471,12 @@ def extra_objects(schema: Schema, extras: Sequence[str]) -> dict[str, str]:
         found["session_metadata"] = text.replace("goals(id)", "sessions(id)", 1)
     if "audit-log" in extras:
         found.update((f"trg_{name}_audit_{action}", audit_trigger(schema, name, action))
-                     for name in schema.of_target() for action in ("insert", "update", "delete"))
+                     for name in schema.having(TABLES) for action in ("insert", "update", "delete"))
     return found
 
 
 def audit_trigger(schema: Schema, name: str, action: str) -> str:
-    """The trigger that logs what one action changes; a root only where no trigger keeps it."""
+    """The trigger that logs what one action changes: root_id only where no trigger keeps it."""
     old, new = action != "insert", action != "delete"  # which rows there are
     row = "NEW" if new else "OLD"
     names = [column.name for key, column in schema[name].columns.items()
@@ -517,10 +508,6 @@ class Stop(Exception):
         self.status, self.advice, self.more = status, advice, more  # more: the lines below
 
 
-class Fault(Stop):
-    """Verification has found something."""
-
-
 SIGNALS: list[int] = []  # those that came; heard between statements and within long ones
 
 
@@ -532,11 +519,6 @@ def interrupted() -> Stop:
 def check_interrupt() -> None:
     if SIGNALS:
         raise interrupted()
-
-
-def is_locked(error: BaseException) -> bool:
-    """Whether SQLite says SQLITE_BUSY or SQLITE_LOCKED (no error codes before Python 3.11)."""
-    return isinstance(error, sqlite3.OperationalError) and " is locked" in str(error)
 
 
 class Database(sqlite3.Connection):
@@ -554,7 +536,7 @@ class Database(sqlite3.Connection):
                 return super().execute(sql, parameters)
             except sqlite3.OperationalError as error:
                 check_interrupt()
-                if not is_locked(error) or time.monotonic() > deadline:
+                if " is locked" not in str(error) or time.monotonic() > deadline:
                     raise
             OUT.tick("waiting for a lock")
             time.sleep(0.02)
@@ -613,7 +595,6 @@ TOKEN = re.compile(r"""
   | [A-Za-z0-9_$\x80-\U0010ffff]+ | .""", re.VERBOSE | re.DOTALL)
 
 
-@functools.lru_cache(None)
 def tokenize(sql: str) -> list[Token]:
     """The tokens of a statement; `depth` is in how many brackets each is."""
     tokens, depth = [], 0
@@ -646,8 +627,8 @@ class Schema(dict[str, Table]):
     def has(self, name: str, *columns: str) -> bool:
         return name in self and {*columns} <= self[name].columns.keys()
 
-    def of_target(self) -> list[str]:
-        return [name for name in TABLES if name in self]
+    def having(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name in self]
 
     def pairs(self, pairs: dict[str, list[tuple[str, str]]], name: str) -> list[tuple[str, str]]:
         """Of PARENTS or LAST_RESORTS those of a table whose column and parent table there are."""
@@ -687,7 +668,7 @@ def read_schema(db: Database) -> Schema:
     for name in db.column("SELECT lower(name) FROM sqlite_master WHERE type IN ('table', 'view')"):
         if name in TABLES and name not in schema:
             refuse(name, "it is a view or a virtual table", "rename it")
-    for name in schema.of_target():
+    for name in schema.having(TABLES):
         refuse_shape(db, name, schema[name])
         refuse_new_names(db, name, schema[name])
     if LINKS in schema and not schema.has(LINKS, "practice_session_id", "short_term_goal_id"):
@@ -901,11 +882,11 @@ def survey(db: Database, options: argparse.Namespace) -> Run:
     if not options.without_constraints:
         for constraint in UNIQUE_NAMES:
             find_equal_names(run, constraint)
-        for name in filter(run.schema.__contains__, run.recreate):
+        for name in run.schema.having(run.recreate):
             find_broken_rows(run, name)
     if run.findings:
         check_sound(db, "integrity_check")  # nothing is decided on the word of a damaged index
-    for name in filter(run.schema.__contains__, ROOTED):
+    for name in run.schema.having(ROOTED):
         run.roots[name] = [*db.rows(
             f"SELECT count(*) - count(stored), count(stored) FROM {FOUND}{name}")[0]]
     return run
@@ -947,7 +928,7 @@ def find_goals_without_root(run: Run) -> None:
 
 def find_rows_without_root(run: Run) -> None:
     """Rows that no rule gives a root; not those below them, which get it from them."""
-    for name in run.schema.of_target()[1:]:
+    for name in run.schema.having(TABLES)[1:]:
         above = run.schema.pairs(PARENTS, name) + run.schema.pairs(LAST_RESORTS, name)
         tests = [f"NOT EXISTS (SELECT 1 FROM {parent} p WHERE p.id = c.{column})"
                  for column, parent in above]
@@ -992,9 +973,9 @@ def find_equal_names(run: Run, constraint: str) -> None:
          f"(SELECT {column}, name FROM {table} WHERE {live} AND {column} <> '' "
          "GROUP BY 1, 2 HAVING count(*) > 1)",
          "--repair: newer ones become 'Name (2)'", f"--skip-constraint {constraint}")
-    scope = f"COALESCE(NULLIF(root_id, ''), '{RECOVERED}')" if column == "root_id" else column
     if not run.options.repair:
         return
+    scope = f"COALESCE(NULLIF(root_id, ''), '{RECOVERED}')" if column == "root_id" else column
     rows = run.db.rows(f"""
         SELECT id, rowid, {scope}, CAST(name AS TEXT), row_number() OVER (
             PARTITION BY {scope}, name ORDER BY created_at IS NULL, created_at, rowid) AS position
@@ -1009,9 +990,6 @@ def find_equal_names(run: Run, constraint: str) -> None:
             taken.add((scope, after.lower()))
             run.renames.append(
                 {"table": table, "id": identity, "key": key, "before": name, "after": after})
-
-
-RESTORE = "restore a backup, or use .recover of sqlite3"
 
 
 def damage(db: Database, check: str = "quick_check") -> str:
@@ -1033,7 +1011,8 @@ def check_sound(db: Database, check: str = "quick_check") -> None:
     if said := damage(db, check):
         index = re.search(r"(missing from|entries in) index", said)
         raise Stop(f"{'an index' if index else 'the database'} is damaged: {said}", 1,
-                   "REINDEX in the sqlite3 shell, and run again" if index else RESTORE)
+                   "REINDEX in the sqlite3 shell, and run again" if index
+                   else "restore a backup, or use .recover of sqlite3")
 
 
 # ==== 5. One transaction, five phases ==================================================
@@ -1065,8 +1044,11 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
         OUT.report["not_compiling"] = not_compiling(db)
         put_aside(run)
         repair_names(run)
-        for number, (title, phase) in enumerate(PHASES.items(), 1):
-            OUT.begin(f"[{number}/5] {title}")
+        for title, phase in (
+                ("[1/5] Add columns", add_columns), ("[2/5] Backfill root_id", backfill),
+                ("[3/5] Recreate tables", recreate_tables),
+                ("[4/5] Create indexes", create_indexes), ("[5/5] Verify", verify)):
+            OUT.begin(title)
             OUT.end(phase(run))
         write_log(run)
         wait_for_check()
@@ -1075,10 +1057,6 @@ def migrate_in_transaction(run: Run, data_version: int, backup: str | None) -> R
         db.execute("ROLLBACK" if options.dry_run else "COMMIT")
         if not (options.dry_run or options.output):
             commit()
-    except Fault:
-        db.execute("ROLLBACK")
-        check_sound(db, "integrity_check")  # as found, an index may have lied
-        raise
     finally:
         if db.in_transaction:
             sqlite3.Connection.execute(db, "ROLLBACK")
@@ -1118,15 +1096,14 @@ def repair_names(run: Run) -> None:
 def add_columns(run: Run) -> str:
     """[1/5] Create missing tables, add missing columns, make the recovered goal."""
     for name, columns in run.missing.items():
-        declared = {quote(column): TABLES[name][column] for column in columns}
-        if name not in run.schema:
-            lines = ",\n    ".join(f"{column} {text}" for column, text in declared.items())
-            run.db.change(f"CREATE TABLE {name} (\n    {lines})")  # [3/5] adds its checks
+        declared = [f"{quote(column)} {TABLES[name][column]}" for column in columns]
+        if name not in run.schema:  # [3/5] adds its checks
+            run.db.change(f"CREATE TABLE {name} (\n    " + ",\n    ".join(declared) + ")")
             continue
-        for column, text in declared.items():
+        for text in declared:
             text = text.replace("DEFAULT CURRENT_TIMESTAMP", NO_TIME_YET)
             text = text.replace(IN_GOALS, "")  # the table gets it as its last key
-            run.db.change(f"ALTER TABLE {name} ADD COLUMN {column} {text}")
+            run.db.change(f"ALTER TABLE {name} ADD COLUMN {text}")
     for sql in run.others.values():
         if sql.startswith("CREATE TABLE"):
             run.db.change(sql.replace("TABLE", "TABLE IF NOT EXISTS", 1))
@@ -1158,7 +1135,7 @@ def recreate_tables(run: Run) -> str:
     for name in run.recreate:
         for copied in copy_table(run, name, schema[name]):
             rows += copied
-            OUT.progress("row", rows, sum(run.sizes[name] for name in run.schema.of_target()))
+            OUT.progress("row", rows, sum(run.sizes[name] for name in run.schema.having(TABLES)))
     for name in run.recreate:
         old = quote(schema[name].name)
         run.db.change(f"DROP TABLE {old}")
@@ -1254,7 +1231,9 @@ def verify(run: Run) -> str:
             "EXCEPT SELECT id FROM migration_roots")]
     faults = faults or [*audit(db)]
     if faults:
-        raise Fault("verification found a fault: " + "; ".join(faults[:5]), 1,
+        db.execute("ROLLBACK")
+        check_sound(db, "integrity_check")  # as found, an index may have lied
+        raise Stop("verification found a fault: " + "; ".join(faults[:5]), 1,
                     "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
     check_sound(db, "quick_check" if run.recreate else "integrity_check")  # old indexes may lie
     note_references(run)
@@ -1339,10 +1318,6 @@ def note_references(run: Run) -> None:
                 "  (listed in the --report; the app makes them: it uses no foreign keys)")
 
 
-PHASES = {"Add columns": add_columns, "Backfill root_id": backfill,
-          "Recreate tables": recreate_tables, "Create indexes": create_indexes, "Verify": verify}
-
-
 # ==== 7. Files: copies, backup, restore ================================================
 # While this process has a connection to a file, it opens that file by no other way: closing any
 # descriptor drops its locks (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled).
@@ -1369,7 +1344,7 @@ def size_of(path: str) -> int:
     return sum(getsize(path + end) for end in ("", "-wal") if exists(path + end))
 
 
-def mebibytes(size: float) -> str:
+def mebibytes(size: int) -> str:
     return f"{size / 2 ** 20:,.1f} MiB"
 
 
@@ -1761,8 +1736,8 @@ def migrate(options: argparse.Namespace) -> None:
     """Migrate live, as a rehearsal (--dry-run) or into a new file (--output)."""
     read_head(options.path)
     copy = bool(options.dry_run or options.output)
-    planned = options.backup or free_name(options.path, "backup")
-    planned = None if options.no_backup else planned
+    planned = None if options.no_backup else (
+        options.backup or free_name(options.path, "backup"))
     backup, space = None if copy else planned, check_places(options, planned, copy)
     with (snapshot(options) if copy else nullcontext(options.path)) as path, closing(
             connect(path, "rw", options.timeout)) as db:
@@ -1824,9 +1799,8 @@ def verify_database(options: argparse.Namespace) -> None:
                    "the last line says what to do", "\n".join([*faults, again]))
     OUT.end("schema and roots are right")
     OUT.report["status"] = "done"
-    how = "migrated and consistent"
-    if options.without_constraints:
-        how = "complete but for the constraints, as chosen"
+    how = ("complete but for the constraints, as chosen" if options.without_constraints
+           else "migrated and consistent")
     without = "".join(f"\n  without {name}" for name in options.skip_constraint)
     OUT.say(f"Done: {options.path} is {how}{without}", always=True)
 
@@ -1845,7 +1819,7 @@ def new_file(text: str) -> str:
 
 
 def own_file(text: str) -> str:
-    """The real path of a report or script: a new file, a device, or one that is such a one."""
+    """The real path of a report or script: a new file, a device, or one that this script made."""
     path = realpath(text)
     if not isfile(path):
         return path if exists(path) and not isdir(path) else new_file(text)
@@ -1876,7 +1850,8 @@ a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
         "REPORT": {"type": lambda text: text if text == "-" else own_file(text)},
         "DATABASE": {"type": realpath, "nargs": "?"},
         "NAME": {**several, "choices": [*UNIQUE_NAMES, *CHECKS]},
-        "EXTRA": {**several, "choices": EXTRAS}, "SECONDS": {"type": float, "default": 5.0}}
+        "EXTRA": {**several, "choices": [*EXTRA_OBJECTS]},
+        "SECONDS": {"type": float, "default": 5.0}}
     for group, flags, value, text in (
             (parser, "database", "DATABASE", "default: $DATABASE_PATH, else goals.db"),
             (modes, "--dry-run", "", "rehearse on a private copy, rolled back"),
@@ -1888,7 +1863,7 @@ a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
             (parser, "--without-constraints", "", "the quick win: recreate no table"),
             (parser, "--repair", "", "apply the lossless repairs"),
             (parser, "--skip-constraint", "NAME", "leave out one constraint; repeatable"),
-            (parser, "--extra", "EXTRA", f"add one of {', '.join(EXTRAS)}; repeatable"),
+            (parser, "--extra", "EXTRA", f"add one of {', '.join(EXTRA_OBJECTS)}; repeatable"),
             (parser, "-y --yes", "", "don't ask"),
             (parser, "-q --quiet", "", "errors and the last line only"),
             (parser, "-v --verbose", "", "each statement"),
@@ -1950,9 +1925,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Opened once more, SQLite undoes what a failing disk kept it from rolling back.
             with suppress(Exception), reading(options.path, 0):
                 pass
-        needless = not OUT.committed and (stop is error or stop.status != 1)  # no failing disk
-        for what in ("backup", "kept_aside"):
-            if OUT.report[what] and needless:
+        if not OUT.committed and (stop is error or stop.status != 1):  # no failing disk
+            for what in filter(OUT.report.get, ("backup", "kept_aside")):
                 os.unlink(OUT.report[what])
                 OUT.report[what] = None
     report, status = OUT.report, stop.status if stop else 0
@@ -1972,7 +1946,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_mode(options: argparse.Namespace) -> None:
     """Find the database, check what was asked for, do it."""
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+    if sqlite3.sqlite_version_info < (3, 34):
         raise Stop(f"SQLite {sqlite3.sqlite_version} is too old", 2, "3.34 or newer is needed")
     path = options.database or realpath(os.environ.get("DATABASE_PATH") or "goals.db")
     if not options.database:

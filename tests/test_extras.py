@@ -119,7 +119,7 @@ def test_extras_come_in_a_first_run_or_a_later_one_and_are_checked(tmp_path):
     assert not {"goal_targets", "session_metadata", "audit_log"} & {row[1] for row in before[1]}
     run(later, "--dry-run", *EXTRAS)
     assert whole(later) == before
-    for name in product.EXTRAS:
+    for name in product.EXTRA_OBJECTS:
         run(later, "--yes", "--no-backup", "--extra", name)
     assert "Nothing to do" in run(later, "--yes").out
     for drop in ("VIEW goal_targets", "INDEX idx_goals_targets", "TABLE session_metadata",

@@ -332,7 +332,7 @@ def step(app, rng, new):
     return statements, values
 
 
-EXTRAS = [word for name in product.EXTRAS for word in ("--extra", name)]
+EXTRAS = [word for name in product.EXTRA_OBJECTS for word in ("--extra", name)]
 
 
 @pytest.mark.parametrize("what", [("production",), ("models",), ("production", *EXTRAS)], ids=len)
