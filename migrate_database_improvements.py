@@ -1829,6 +1829,11 @@ def own_file(text: str) -> str:
     return path
 
 
+EXIT_STATUS = """exit status: 0 done, nothing to do, or not confirmed; 1 failed and rolled back,
+or --verify found a fault; 2 wrong usage or no such database; 3 the data needs
+a decision; 4 locked; 130, 143, 129 interrupted and rolled back"""
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Stop(" ".join(message.split()), 2, "see --help")
@@ -1840,9 +1845,7 @@ def make_parser() -> Parser:
         usage="%(prog)s [DATABASE] [options]\n"
               "         [--dry-run | --output FILE | --verify | --restore BACKUP]",
         description="Migrate the Fractal Goals database: root_id, constraints, indexes.",
-        epilog="""exit status: 0 done, nothing to do, or not confirmed; 1 failed and rolled back,
-or --verify found a fault; 2 wrong usage or no such database; 3 the data needs
-a decision; 4 locked; 130, 143, 129 interrupted and rolled back""")
+        epilog=EXIT_STATUS)
     modes, backups = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
     several: dict[str, Any] = {"action": "append", "default": []}
     kinds: dict[str, dict[str, Any]] = {
