@@ -117,6 +117,13 @@ def test_new_names_are_free_by_the_columns_collation(database):
                  ) == [("Legs",), ("legs (3)",), ("LEGS (2)",), ("legs (4)",)]
 
 
+def test_a_reference_to_a_missing_row_is_no_fault_of_a_repair(tmp_path):
+    path = build(tmp_path / "goals.db", "development")
+    script(path, "UPDATE activity_definitions SET group_id = 'gone' WHERE rowid = 1",
+           (TEMPLATE, ("t", "goal-0-00", "Template", None)))
+    run(path, "--yes", "--no-backup", "--repair")
+
+
 def test_repairs_fire_none_of_the_owners_triggers_and_name_full_text_tables(database):
     script(database, "CREATE TRIGGER final BEFORE UPDATE ON session_templates "
            "BEGIN SELECT RAISE(IGNORE); END",

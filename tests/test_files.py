@@ -196,6 +196,15 @@ def test_too_little_space_is_said_with_numbers_before_anything(database, monkeyp
     assert folder_state(database) == before
 
 
+def test_a_copy_whose_wal_could_not_be_written_back_is_no_file(database, tmp_path):
+    new = str(tmp_path / "new.db")
+    with pytest.raises(product.Stop, match="the disk is full"):
+        with product.private_file(new, database) as path:
+            shutil.copy(database, path)
+            open(path + "-wal", "w").close()
+    assert os.listdir(tmp_path) == ["goals.db"]
+
+
 @pytest.mark.parametrize("name", ["with space.db", "what?.db", "a#b.db", "100%25.db",
                                   "zi\u00e9l\U0001f3af.db", "file:x?mode=ro.db", "[a]*.db"])
 def test_odd_paths_work(tmp_path, monkeypatch, name):
