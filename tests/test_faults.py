@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -168,6 +169,17 @@ def test_a_signal_ends_a_long_statement_within_a_second(tmp_path, number, status
         assert child.returncode == status and time.monotonic() - sent < 9
         assert f"interrupted by {signal.Signals(number).name}; nothing was changed" in said
         assert digest(path) == before and os.listdir(tmp_path) == ["goals.db"]
+
+
+def test_a_signal_ends_a_statement_that_goes_on_and_on():
+    db = product.connect(":memory:", "memory")
+    threading.Timer(0.2, product.SIGNALS.append, [signal.SIGINT]).start()
+    try:
+        with pytest.raises(product.Stop, match="interrupted by SIGINT"):
+            db.execute("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n "
+                       "LIMIT 100000000) SELECT count(*) FROM n").fetchall()
+    finally:
+        product.SIGNALS.clear()
 
 
 def test_nohup_goes_on(tmp_path):
