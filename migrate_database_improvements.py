@@ -1219,7 +1219,7 @@ def write_log(run: Run) -> None:
 # ==== 6. Verification ==================================================================
 
 def verify(run: Run) -> str:
-    """[5/5] Look at every promise of the run afresh; raises Fault where one is broken."""
+    """[5/5] Look at every promise of the run afresh; raises Stop where one is broken."""
     db, sizes = run.db, row_counts(run.db)
     sizes["goals"] -= run.recovers
     faults = [*schema_faults(compare_schema(db, run.options), OUT.report["not_compiling"])]
@@ -1234,7 +1234,7 @@ def verify(run: Run) -> str:
         db.execute("ROLLBACK")
         check_sound(db, "integrity_check")  # as found, an index may have lied
         raise Stop("verification found a fault: " + "; ".join(faults[:5]), 1,
-                    "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
+                   "mend the view, trigger or foreign key it names; else " + REPORT_THIS)
     check_sound(db, "quick_check" if run.recreate else "integrity_check")  # old indexes may lie
     note_references(run)
     return "schema, roots, rows, integrity are right"
@@ -1968,7 +1968,7 @@ def run_mode(options: argparse.Namespace) -> None:
              or options.output and options.backup, "these flags don't go together"),
             (len({*named}) < len(named), "two of the files are the same"),
             (not 0 <= options.timeout < 1e6, "--timeout takes 0 to 999999 seconds"),
-            (re.search(r"\.backup-\d{8}T\d{6}Z", path)
+            (re.search(r"\.backup-\d{8}T\d{6}Z", os.path.basename(path))
              and not (options.dry_run or options.output or options.verify),
              f"{path} is a backup: name a copy of it")):
         if wrong:
